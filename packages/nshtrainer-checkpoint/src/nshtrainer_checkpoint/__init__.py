@@ -1,0 +1,3 @@
+"""Checkpoint callbacks for nshtrainer."""
+
+from __future__ import annotations

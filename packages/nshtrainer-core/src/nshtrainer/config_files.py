@@ -1,0 +1,310 @@
+"""Reading and writing configurations as YAML 1.2, JSON and TOML, with errors that point."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from pydantic import BaseModel, ValidationError
+
+from .config import Config
+from .errors import ConfigFileError
+
+__all__ = ["ConfigFileNotFoundError", "load_data", "load_mapping", "parse", "read", "read_text", "render", "write"]
+
+C = TypeVar("C", bound=Config)
+_FORMATS = {".yaml": "yaml", ".yml": "yaml", ".json": "json", ".toml": "toml"}
+
+
+class ConfigFileNotFoundError(ConfigFileError, FileNotFoundError):
+    """The configuration file does not exist."""
+
+
+def format_of(path: Path) -> str:
+    """The format that the suffix of *path* names.
+
+    Raises:
+        ConfigFileError: The suffix is not one of ours.
+    """
+    try:
+        return _FORMATS[path.suffix.lower()]
+    except KeyError:
+        raise ConfigFileError(
+            f"{path}: the suffix {path.suffix!r} names no known format; expected one of "
+            f"{', '.join(_FORMATS)}; rename the file"
+        ) from None
+
+
+def read(cls: type[C], path: Path) -> C:
+    """Read *path* as a *cls*; see `Config.from_file`."""
+    format_ = format_of(path)
+    return parse(cls, read_text(path), format_, source=str(path))
+
+
+def parse(cls: type[C], text: str, format_: str, *, source: str) -> C:
+    """Read *text* as a *cls*; *source* names it in errors."""
+    data = load_mapping(text, format_, source=source)
+    data.pop("$schema", None)
+    try:
+        return cls.model_validate(data)
+    except ValidationError as error:
+        raise ConfigFileError(describe(error, source, text, format_)) from error
+
+
+def read_text(path: Path) -> str:
+    """The text of *path*.
+
+    Raises:
+        ConfigFileError: It is missing, unreadable or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigFileNotFoundError(f"{path}: there is no such file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigFileError(
+            f"{path}: not a text file in UTF-8 (byte {error.start}); save it as UTF-8"
+        ) from None
+    except OSError as error:
+        raise ConfigFileError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+# ---- text to data ------------------------------------------------------------------------------
+
+
+def load_mapping(text: str, format_: str, *, source: str) -> dict[str, Any]:
+    """Parse *text* into a mapping; an empty file is an empty mapping.
+
+    Raises:
+        ConfigFileError: The text is not *format_*, repeats a key, or is not a mapping.
+    """
+    data = load_data(text, format_, source=source)
+    if not isinstance(data, dict):
+        raise ConfigFileError(
+            f"{source}: a mapping of field names to values is expected at the top, "
+            f"not {type(data).__name__}"
+        )
+    return cast("dict[str, Any]", data)
+
+
+def load_data(text: str, format_: str, *, source: str) -> Any:
+    """Parse *text*, whatever is at its top; nothing at all is an empty mapping.
+
+    Raises:
+        ConfigFileError: The text is not *format_*, or repeats a key.
+    """
+    loaders: dict[str, Callable[[str], Any]] = {
+        "yaml": _load_yaml,
+        "json": _load_json,
+        "toml": _load_toml,
+    }
+    if format_ not in loaders:
+        raise ConfigFileError(
+            f"the format {format_!r} is not known; expected one of {', '.join(loaders)}"
+        )
+    try:
+        data = loaders[format_](text)
+    except Exception as error:  # noqa: BLE001 -- parsers raise anything on foreign text
+        raise ConfigFileError(
+            f"{source}: not valid {format_.upper()}: {_parser_message(error)}"
+        ) from error
+    return {} if data is None else data
+
+
+def _load_yaml(text: str) -> Any:
+    from ruamel.yaml import YAML
+
+    return YAML(typ="safe", pure=True).load(text)  # pyright: ignore[reportUnknownMemberType] -- ruamel is untyped here
+
+
+def _load_json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_unique) if text.strip() else None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        keys = [k for k, _ in pairs]
+        twice = next(k for k in keys if keys.count(k) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one mapping; remove one")
+    return result
+
+
+def _load_toml(text: str) -> Any:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib  # pyright: ignore[reportUnreachable]
+
+    return tomllib.loads(text)
+
+
+def _parser_message(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:  # ruamel: its own text repeats the source over many lines
+        problem = str(getattr(error, "problem", None) or error).strip().splitlines()[0]
+        return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# ---- errors ------------------------------------------------------------------------------------
+
+
+def describe(error: ValidationError, source: str, text: str = "", format_: str = "") -> str:
+    """One line for each problem in *error*: line in the file, field, what is wrong, what was given."""
+    locate = _line_finder(text, format_)
+    problems = error.errors(include_url=False, include_context=False)
+    lines = [f"{source}: {len(problems)} problem{'s' if len(problems) > 1 else ''}"]
+    for problem in problems:
+        loc = problem["loc"]
+        line = locate(loc)
+        where = f"line {line}, " if line else ""
+        given = problem["input"]
+        shown = (
+            ""
+            if problem["type"] == "missing" or isinstance(given, (Mapping, BaseModel))
+            else f" (given: {_short(given)})"
+        )
+        hint = _HINTS.get(problem["type"], "")
+        lines.append(f"  {where}{dotted(loc)}: {problem['msg']}{shown}{hint}")
+    return "\n".join(lines)
+
+
+_HINTS = {"extra_forbidden": "; check the spelling of the field, or remove it"}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def dotted(loc: tuple[int | str, ...]) -> str:
+    """A location as people write it: `callbacks[0].decay`."""
+    out = ""
+    for part in loc:
+        out += f"[{part}]" if isinstance(part, int) else f".{part}" if out else str(part)
+    return out or "(top)"
+
+
+def _line_finder(text: str, format_: str) -> Callable[[tuple[int | str, ...]], int | None]:
+    """A function from a location to its line; JSON is YAML 1.2, TOML's reader gives no lines."""
+    if format_ not in {"yaml", "json"} or not text.strip():
+        return lambda _loc: None
+    from ruamel.yaml import YAML
+
+    try:
+        root = cast("Any", YAML(pure=True).compose(text))  # pyright: ignore[reportUnknownMemberType]
+    except Exception:  # noqa: BLE001 -- the line is a courtesy; the message stands without it
+        return lambda _loc: None
+
+    def find(loc: tuple[int | str, ...]) -> int | None:
+        node, line = root, None
+        for part in loc:
+            node, line = _child(node, part, line)
+        return line
+
+    return find
+
+
+def _child(node: Any, part: int | str, line: int | None) -> tuple[Any, int | None]:
+    """The node below *node* at *part*; itself if there is none (a tag, or a missing field)."""
+    children: Any = getattr(node, "value", None)
+    if not isinstance(children, list):
+        return node, line
+    if isinstance(part, int) and node.id == "sequence":
+        if part < len(children):
+            return children[part], children[part].start_mark.line + 1
+    elif node.id == "mapping":
+        for key, value in children:
+            if key.value == part:
+                return value, key.start_mark.line + 1
+    return node, line
+
+
+# ---- data to text ------------------------------------------------------------------------------
+
+
+def write(config: Config, path: Path) -> Path:
+    """Write *config* to *path*; see `Config.to_file`."""
+    from .files import atomic_write_text
+
+    text = render(config, format_of(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(path, text)
+    return path
+
+
+def render(config: Config, format_: str) -> str:
+    """*config* as text; see `Config.to_text`."""
+    if format_ == "json":
+        return config.model_dump_json(indent=2) + "\n"
+    if format_ == "yaml":
+        return dump_yaml(config.model_dump(mode="json"))
+    if format_ == "toml":
+        import tomli_w
+
+        return tomli_w.dumps(_without_null(config, config.model_dump(mode="json"), ()))
+    raise ConfigFileError(f"the format {format_!r} is not known; expected one of yaml, json, toml")
+
+
+def dump_yaml(data: Any) -> str:
+    """*data* as YAML 1.2, in the order given, in block style."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False
+    yaml.width = 100
+    yaml.allow_unicode = True
+    buffer = io.StringIO()
+    yaml.dump(data, buffer)  # pyright: ignore[reportUnknownMemberType]
+    return buffer.getvalue()
+
+
+def _without_null(config: BaseModel, data: dict[str, Any], loc: tuple[int | str, ...]) -> Any:
+    """TOML has no null: leave out what is null by default, write `false` for an optional slot."""
+    out: dict[str, Any] = {}
+    for key, value in data.items():
+        field = type(config).model_fields.get(key)
+        if value is not None:
+            out[key] = _toml_value(getattr(config, key, None), value, (*loc, key))
+        elif field is not None and field.get_default(call_default_factory=False) is not None:
+            out[key] = None
+        elif field is not None and field.default_factory is not None:
+            out[key] = False  # a slot that is on by default, switched off
+        if key in out and out[key] is None:
+            raise _null_error((*loc, key))
+    return out
+
+
+def _toml_value(live: Any, value: Any, loc: tuple[int | str, ...]) -> Any:
+    if isinstance(value, dict):
+        mapping = cast("dict[str, Any]", value)
+        if isinstance(live, BaseModel):
+            return _without_null(live, mapping, loc)
+        return {k: _toml_value(None, v, (*loc, k)) for k, v in mapping.items()}
+    if isinstance(value, list):
+        items = cast("list[Any]", value)
+        lives = (
+            cast("list[Any]", list(live))  # pyright: ignore[reportUnknownArgumentType]
+            if isinstance(live, (list, tuple))
+            else [None] * len(items)
+        )
+        return [
+            _toml_value(a, b, (*loc, i)) for i, (a, b) in enumerate(zip(lives, items, strict=True))
+        ]
+    if value is None:
+        raise _null_error(loc)
+    return value
+
+
+def _null_error(loc: tuple[int | str, ...]) -> ConfigFileError:
+    return ConfigFileError(
+        f"{dotted(loc)} is null, which TOML cannot say; write the configuration as YAML or JSON"
+    )

@@ -1,0 +1,56 @@
+"""`LoggerConfigBase`: the configuration of a logger, found by its `name`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nshtrainer.callbacks.base import CallbackConfigBase
+from nshtrainer.config import Config
+from nshtrainer.plugins import catalogue
+from nshtrainer.plugins.manifest import LOGGERS
+from nshtrainer.registry import Registry
+from nshtrainer.types import Int
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
+    from nshtrainer.trainer.config import TrainerConfig
+
+__all__ = ["LoggerConfigBase", "logger_registry"]
+
+
+class LoggerConfigBase(Config):
+    """Base of every logger configuration.
+
+    A subclass has a line `name: Literal["my_logger"] = "my_logger"`, is registered by
+    `@logger_registry.register` or an entry point, and implements `create_logger`.
+    """
+
+    enabled: bool = True
+    """Whether the logger, and what comes with it, is used."""
+
+    priority: Int = 0
+    """Order among the loggers: higher comes earlier; the first one is `trainer.logger`."""
+
+    log_dir: Path | None = None
+    """Where the logger writes; None is `<run>/log/<name>`."""
+
+    def create_logger(self, trainer_config: TrainerConfig) -> Logger | None:
+        """Return the Lightning logger; None if it cannot be used and says so itself.
+
+        Called while the trainer is built: id and directory of `trainer_config.run` may not be settled
+        yet, so read them when the first record is written.
+        """
+        raise NotImplementedError(f"{type(self).__qualname__} does not implement create_logger")
+
+    def companions(self, trainer_config: TrainerConfig) -> Iterable[CallbackConfigBase]:
+        """Configurations of callbacks that come with this logger; none by default."""
+        return ()
+
+
+logger_registry: Registry[LoggerConfigBase] = Registry(
+    LOGGERS, LoggerConfigBase, what="logger", known=catalogue.LOGGERS
+)
+"""Logger name -> configuration class."""

@@ -1,0 +1,180 @@
+"""Norms of gradients: one fused pass, in at least fp32, right for sharded tensors, on the device.
+
+Per tensor first, then a total from those norms, so asking for both costs one read of the
+gradients. Nothing here waits for the device, except `non_finite_names`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+__all__ = ["GradientNorms", "measure_norms", "non_finite_names"]
+
+
+@dataclass(frozen=True)
+class GradientNorms:
+    """Norms of one optimizer's gradients; 0-dim tensors on the device, fp32 or wider."""
+
+    totals: Mapping[float, Tensor]
+    """Norm type to the norm over all gradients together."""
+    per_parameter: Mapping[float, Mapping[str, Tensor]]
+    """Norm type to parameter name to norm; parameters without a gradient are left out."""
+    finite: Tensor | None
+    """Whether the norm, hence every gradient, is finite (bool, 0-dim); `None` if not asked for.
+
+    A finite fp32 gradient above 1.8e19 overflows when squared and reads as not finite here;
+    `GradientStep.non_finite_parameters` tells the two apart.
+    """
+
+    def scaled_by(self, coefficient: Tensor) -> GradientNorms:
+        """Return the norms after every gradient was multiplied by *coefficient* (>= 0)."""
+        return GradientNorms(
+            totals={p: total * coefficient for p, total in self.totals.items()},
+            per_parameter={
+                p: dict(
+                    zip(
+                        norms,
+                        torch._foreach_mul(list(norms.values()), coefficient) if norms else (),  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] -- torch has no public foreach
+                        strict=True,
+                    )
+                )
+                for p, norms in self.per_parameter.items()
+            },
+            finite=self.finite,
+        )
+
+
+def measure_norms(  # noqa: PLR0913 -- keyword-only after the first two
+    names: Sequence[str],
+    grads: Sequence[Tensor],
+    *,
+    totals: Collection[float],
+    per_parameter: Collection[float],
+    finite: bool,
+    scale: Tensor | None,
+    device: torch.device,
+) -> GradientNorms:
+    """Measure *grads* with no host synchronization.
+
+    Args:
+        names: One per gradient.
+        grads: Dense, sparse or DTensor, of any devices and dtypes.
+        totals: Norm types wanted over all gradients; each positive, `inf` included.
+        per_parameter: Norm types wanted for each gradient.
+        finite: Whether to fill `GradientNorms.finite`.
+        scale: What the gradients are still multiplied by (a GradScaler's scale), 0-dim.
+        device: Where totals live, and zeros if there is no gradient.
+
+    DTensors take part in one collective per norm type and mesh, so every rank has to call.
+    """
+    wanted = set(totals) | set(per_parameter)
+    if finite and not wanted:
+        wanted.add(2.0)
+    each = {p: _norms(grads, p, scale) for p in sorted(wanted)}
+    # A finite check needs one total; the 2-norm where there is one, since it is the cheapest.
+    checked = (2.0 if 2.0 in wanted else min(wanted)) if finite else None  # noqa: PLR2004 -- the norm
+    whole = {
+        p: _combine(norms, p, device)
+        for p, norms in each.items()
+        if p in totals or p == checked
+    }
+    return GradientNorms(
+        totals={p: whole[p] for p in totals},
+        per_parameter={p: dict(zip(names, each[p], strict=True)) for p in per_parameter},
+        finite=None if checked is None else torch.isfinite(whole[checked]),
+    )
+
+
+def non_finite_names(names: Sequence[str], grads: Sequence[Tensor]) -> list[str]:
+    """Return the names of gradients with a NaN or Inf; exact, and one wait for the device."""
+    if not grads:
+        return []
+    largest = _norms(grads, math.inf, None)
+    home = largest[0].device
+    flags = torch.isfinite(torch.stack([norm.to(home, torch.float32) for norm in largest]))
+    return [name for name, is_finite in zip(names, flags.tolist(), strict=True) if not is_finite]
+
+
+def _norms(grads: Sequence[Tensor], p: float, scale: Tensor | None) -> list[Tensor]:
+    """Return one 0-dim norm per gradient, in order."""
+    groups: dict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor]]] = {}
+    shards: dict[tuple[Any, tuple[int, ...]], list[int]] = {}
+    result: list[Tensor | None] = [None] * len(grads)
+    for index, grad in enumerate(grads):
+        local, sharding = (grad, None) if type(grad) is Tensor else _local_shard(grad)
+        if sharding is not None:
+            shards.setdefault(sharding, []).append(index)
+        if local.is_sparse:
+            local = local.coalesce().values()
+        if local.numel() == 0:  # the inf-norm of nothing is an error in torch
+            wide = local.dtype in {torch.float64, torch.complex128}
+            dtype = torch.float64 if wide else torch.float32
+            result[index] = torch.zeros((), dtype=dtype, device=local.device)
+        else:
+            groups.setdefault((local.device, local.dtype), []).append((index, local))
+    for (device, dtype), members in groups.items():
+        # 16-bit accumulation overflows at 65504 (fp16) or keeps 8 bits (bf16).
+        wider = torch.float32 if dtype in {torch.float16, torch.bfloat16} else None
+        norms = torch._foreach_norm([grad for _, grad in members], p, dtype=wider)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] -- torch has no public foreach
+        if scale is not None:
+            here = scale.to(device, non_blocking=True)
+            norms = torch._foreach_div(norms, here)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] -- as above
+        for (index, _), norm in zip(members, norms, strict=True):
+            result[index] = norm
+    complete = [norm for norm in result if norm is not None]
+    for (mesh, dims), indices in shards.items():
+        reduced = _reduce_shards(torch.stack([complete[i] for i in indices]), mesh, dims, p)
+        for index, norm in zip(indices, reduced.unbind(), strict=True):
+            complete[index] = norm
+    return complete
+
+
+def _combine(norms: Sequence[Tensor], p: float, device: torch.device) -> Tensor:
+    """Return the norm of *norms*: the norm over all the elements that they were taken of."""
+    if not norms:
+        return torch.zeros((), device=device)
+    dtype = norms[0].dtype
+    if any(norm.device != device or norm.dtype != dtype for norm in norms):
+        widest = torch.float64 if any(n.dtype == torch.float64 for n in norms) else torch.float32
+        norms = [norm.to(device, widest, non_blocking=True) for norm in norms]
+    return torch.linalg.vector_norm(torch.stack(list(norms)), p)
+
+
+def _local_shard(grad: Tensor) -> tuple[Tensor, tuple[Any, tuple[int, ...]] | None]:
+    """Return this rank's part of *grad* and the mesh dimensions over which norms must be reduced."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    if not isinstance(grad, DTensor):
+        return grad, None
+    placements = [Replicate() if place.is_partial() else place for place in grad.placements]
+    if any(place.is_partial() for place in grad.placements):
+        grad = grad.redistribute(placements=placements)
+    mesh = grad.device_mesh
+    dims = tuple(
+        dim
+        for dim, place in enumerate(placements)
+        if not place.is_replicate() and mesh.size(dim) > 1
+    )
+    return grad.to_local(), (mesh, dims) if dims else None
+
+
+def _reduce_shards(norms: Tensor, mesh: Any, dims: tuple[int, ...], p: float) -> Tensor:
+    """Return the norms of whole tensors from those of this rank's shards; one call per mesh dim."""
+    import torch.distributed as dist
+
+    if math.isinf(p):
+        # MAX may drop a NaN (it depends on the backend); either way the norm is not finite.
+        values, operation = torch.nan_to_num(norms, nan=math.inf, posinf=math.inf), dist.ReduceOp.MAX
+    else:
+        values, operation = norms.double().pow(p), dist.ReduceOp.SUM
+    for dim in dims:
+        dist.all_reduce(values, op=operation, group=mesh.get_group(dim))
+    return values if math.isinf(p) else values.pow(1 / p).to(norms.dtype)

@@ -1,0 +1,153 @@
+"""`RunRecord`: what every run says about itself, beside its logs and inside its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from typing_extensions import override
+
+from nshtrainer.callbacks.callback import silence_unused_hooks
+from nshtrainer.errors import NshTrainerError
+from nshtrainer.files import atomic_write_text
+from nshtrainer.plugins.hooks import plugin_manager
+from nshtrainer.plugins.manifest import manifest
+from nshtrainer.plugins.policy import using_policy
+from nshtrainer.run.environment import EnvironmentSnapshot
+from nshtrainer.run.redaction import redact
+from nshtrainer.runtime import driver
+
+if TYPE_CHECKING:
+    from .config import TrainerConfig
+
+__all__ = ["RunRecord"]
+
+log = logging.getLogger(__name__)
+
+
+class RunRecord(Callback):
+    """Settles the run's id over all ranks and records configuration, plugins and environment.
+
+    Files, written by rank zero when training starts: `<run>/config.yaml` and `<run>/run.json`.
+    Every checkpoint carries the configuration and the versions of the plugins in use.
+
+    Args:
+        config: The run.
+        objects: What was given to the trainer beside it; named in the record.
+    """
+
+    CONFIG_KEY = "trainer_hyper_parameters"
+    RUN_KEY = "nshtrainer"
+
+    def __init__(self, config: TrainerConfig, objects: dict[str, Any] | None = None) -> None:
+        self.config = config
+        self.objects = {name: repr(type(value).__qualname__) for name, value in (objects or {}).items()}
+        self._environment: EnvironmentSnapshot | None = None
+        silence_unused_hooks(self)
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return "nshtrainer.run_record"
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.config.run.settle(trainer)
+        _check_ranks_agree(trainer)
+        if stage != "fit" or self.config.barebones or trainer.fast_dev_run:
+            return
+        driver.attach(trainer, self).enable_saving(trainer)
+        if trainer.is_global_zero:
+            if self._environment is None:
+                self._environment = EnvironmentSnapshot()
+                self._environment.start()
+            hparams = redact(self.config.model_dump(mode="json"))
+            for logger in trainer.loggers:
+                logger.log_hyperparams({"trainer": hparams})
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and self._environment is not None:
+            try:
+                root = self.config.run.directory.ensure()
+                self.config.replace(id=self.config.run.id).to_file(root / "config.yaml")
+                self._write(trainer, environment=None)
+            except OSError as error:
+                log.warning("the run's record cannot be written: %s", error)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._finish(trainer, "finished")
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._finish(trainer, f"stopped by {type(exception).__name__}")
+
+    def _finish(self, trainer: Trainer, status: str) -> None:
+        if self._environment is None or not trainer.is_global_zero:
+            return
+        try:
+            self._write(trainer, environment=self._environment.result(timeout=5), status=status)
+        except Exception as error:  # noqa: BLE001 -- a record must not fail a run, nor hide its error
+            log.warning("the run's record cannot be written: %s", error)
+
+    def _write(self, trainer: Trainer, environment: Any, status: str = "running") -> None:
+        root = self.config.run.directory.root
+        if not root.is_dir():
+            return
+        record = {
+            "id": self.config.run.id,
+            "status": status,
+            "name": self.config.full_name,
+            "project": self.config.project,
+            "plugins": active_plugins(),
+            "callbacks": [type(c).__name__ for c in trainer.callbacks],  # pyright: ignore[reportAttributeAccessIssue] -- set in Lightning's connector
+            "objects": self.objects,
+            "metadata": self._metadata(),
+            "environment": environment,
+        }
+        text = json.dumps(redact(record), indent=2, default=str)
+        atomic_write_text(root / "run.json", text + "\n")
+
+    def _metadata(self) -> dict[str, Any]:
+        with using_policy(self.config.plugins):
+            found = plugin_manager.call("nshtrainer_run_metadata", config=self.config)
+        return {dist: data for dist, data in found if data}
+
+    def on_checkpoint_prepare(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        checkpoint: dict[str, Any],
+        weights_only: bool,  # noqa: FBT001 -- the event's signature
+    ) -> None:
+        """Put the configuration, as plain data, and the plugins' versions into *checkpoint*."""
+        config = self.config.replace(id=self.config.run.id)
+        checkpoint[self.CONFIG_KEY] = redact(config.model_dump(mode="json"))
+        checkpoint[self.RUN_KEY] = {"run_id": self.config.run.id, "plugins": active_plugins()}
+
+
+def active_plugins() -> dict[str, str]:
+    """Distribution -> version of every plugin installed here."""
+    return {e.dist: e.version for e in manifest()}
+
+
+def _check_ranks_agree(trainer: Trainer) -> None:
+    """Ranks that see other plugins would build other callbacks and hang in a collective.
+
+    Raises:
+        NshTrainerError: The manifests differ.
+    """
+    mine = manifest().digest
+    first = trainer.strategy.broadcast(mine)
+    differs = trainer.strategy.reduce_boolean_decision(mine != first, all=False)
+    if differs:
+        raise NshTrainerError(
+            f"rank {trainer.global_rank} and others do not see the same plugins as rank 0; "
+            f"make the environments equal (compare `nshtrainer plugins` on each machine)"
+        )

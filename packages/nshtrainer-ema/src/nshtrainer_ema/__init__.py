@@ -1,0 +1,3 @@
+"""Training dynamics for nshtrainer."""
+
+from __future__ import annotations

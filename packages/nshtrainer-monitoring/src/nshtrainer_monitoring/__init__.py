@@ -1,0 +1,3 @@
+"""Monitoring callbacks for nshtrainer."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Weights and Biases for nshtrainer."""
+
+from __future__ import annotations
