@@ -6,8 +6,16 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 from typing_extensions import Self
+
+from .validation_errors import with_field_hints
 
 __all__ = ["Config"]
 
@@ -27,13 +35,25 @@ class Config(BaseModel):
         protected_namespaces=(),
     )
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _say_what_was_meant(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """A misspelt field names the nearest one."""
+        try:
+            return handler(data)
+        except ValidationError as error:
+            hinted = with_field_hints(error, cls.model_fields)
+            if hinted is error:
+                raise
+            raise hinted from None
+
     def replace(self, **changes: Any) -> Self:
         """Return a validated copy with *changes*; the original is untouched and nothing is shared.
 
         Raises:
             pydantic.ValidationError: A change names no field, or its value does not fit.
         """
-        kept = {k: v for k, v in self if k not in changes}
+        kept = {k: getattr(self, k) for k in type(self).model_fields if k not in changes}
         return type(self).model_validate({**copy.deepcopy(kept), **changes})
 
     def revalidated(self) -> Self:

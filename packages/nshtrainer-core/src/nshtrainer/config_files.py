@@ -14,7 +14,16 @@ from pydantic import BaseModel, ValidationError
 from .config import Config
 from .errors import ConfigFileError
 
-__all__ = ["ConfigFileNotFoundError", "load_data", "load_mapping", "parse", "read", "read_text", "render", "write"]
+__all__ = [
+    "ConfigFileNotFoundError",
+    "load_data",
+    "load_mapping",
+    "parse",
+    "read",
+    "read_text",
+    "render",
+    "write",
+]
 
 C = TypeVar("C", bound=Config)
 _FORMATS = {".yaml": "yaml", ".yml": "yaml", ".json": "json", ".toml": "toml"}
@@ -108,7 +117,7 @@ def load_data(text: str, format_: str, *, source: str) -> Any:
         )
     try:
         data = loaders[format_](text)
-    except Exception as error:  # noqa: BLE001 -- parsers raise anything on foreign text
+    except Exception as error:
         raise ConfigFileError(
             f"{source}: not valid {format_.upper()}: {_parser_message(error)}"
         ) from error
@@ -168,15 +177,12 @@ def describe(error: ValidationError, source: str, text: str = "", format_: str =
         given = problem["input"]
         shown = (
             ""
-            if problem["type"] == "missing" or isinstance(given, (Mapping, BaseModel))
+            if problem["type"] in {"missing", "extra_forbidden"}
+            or isinstance(given, (Mapping, BaseModel))
             else f" (given: {_short(given)})"
         )
-        hint = _HINTS.get(problem["type"], "")
-        lines.append(f"  {where}{dotted(loc)}: {problem['msg']}{shown}{hint}")
+        lines.append(f"  {where}{dotted(loc)}: {problem['msg']}{shown}")
     return "\n".join(lines)
-
-
-_HINTS = {"extra_forbidden": "; check the spelling of the field, or remove it"}
 
 
 def _short(value: Any) -> str:

@@ -76,7 +76,9 @@ def __getattr__(name: str) -> Any:
     entries = _providers().get(name, [])
     if len({e.dist for e in entries}) > 1:
         both = " and ".join(str(e) for e in entries)
-        raise DuplicateNameError(f"the class name {name!r} is provided by {both}; import it from its own module")
+        raise DuplicateNameError(
+            f"the class name {name!r} is provided by {both}; import it from its own module"
+        )
     if entries:
         return _REGISTRIES[entries[0].group][entries[0].name]
     if name in CLASSES:
@@ -84,7 +86,9 @@ def __getattr__(name: str) -> Any:
         raise PluginNotInstalledError(
             f"{name} is provided by {dist}, which is not installed; run `{install_command(dist)}`"
         )
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__dir__())}")
+    raise AttributeError(
+        f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__dir__())}"
+    )
 
 
 def __dir__() -> list[str]:

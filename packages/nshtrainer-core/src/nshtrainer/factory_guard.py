@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextvars import ContextVar
 
 __all__ = ["factories_are_off", "without_factories"]
@@ -17,7 +17,7 @@ def factories_are_off() -> bool:
 
 
 @contextlib.contextmanager
-def without_factories() -> Iterator[None]:
+def without_factories() -> Generator[None]:
     """Our Trainer is being built: callbacks of `NSHTRAINER_CALLBACKS` are for plain ones."""
     token = _off.set(True)
     try:

@@ -8,6 +8,8 @@ does not grow with the number of classes. The JSON schema is computed when it is
 from __future__ import annotations
 
 import difflib
+import functools
+import sys
 import threading
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +17,7 @@ from typing import Any, Generic, NoReturn, TypeVar, overload
 
 from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import PydanticCustomError, core_schema
+from typing_extensions import override
 
 from .errors import DuplicateNameError, PluginLoadError, PluginNotInstalledError
 from .plugins.catalogue import install_command
@@ -40,6 +43,20 @@ def forget_all() -> None:
     """Let every registry look at the manifest anew; classes that were registered stay."""
     for registry in _REGISTRIES.values():
         registry._forget()  # pyright: ignore[reportPrivateUsage] -- the same module
+
+
+def _complete(cls: type[BaseModel]) -> None:
+    """Resolve annotations with the names of the code that registers *cls*.
+
+    pydantic looks them up in the module that the class names, which code run by `exec` (a notebook,
+    a documentation test) may not live in.
+    """
+    if not cls.__pydantic_complete__:
+        frame = sys._getframe(1)  # noqa: SLF001 -- the documented way to the caller's names
+        while frame.f_back is not None and frame.f_globals is globals():
+            frame = frame.f_back
+        names = {**frame.f_globals, **frame.f_locals}
+        cls.model_rebuild(raise_errors=False, _types_namespace=names)
 
 
 def origin_of(cls: type) -> str:
@@ -84,9 +101,11 @@ class Registry(Generic[T]):
     def __deepcopy__(self, memo: Any) -> Registry[T]:
         return self
 
+    @override
     def __reduce__(self) -> tuple[Any, ...]:
         return (_registry_by_group, (self.group,))
 
+    @override
     def __repr__(self) -> str:
         return f"Registry({self.group!r}, {len(self.names())} names)"
 
@@ -100,8 +119,8 @@ class Registry(Generic[T]):
         """
         field = cls.model_fields.get(self.discriminator)
         args = typing.get_args(field.annotation) if field is not None else ()
-        is_one = field is not None and typing.get_origin(field.annotation) is typing.Literal
-        if not is_one or len(args) != 1 or field.default != args[0]:
+        is_literal = field is not None and typing.get_origin(field.annotation) is typing.Literal
+        if field is None or not is_literal or len(args) != 1 or field.default != args[0]:
             raise TypeError(
                 f"{cls.__qualname__} cannot be registered: it needs a line such as "
                 f'`{self.discriminator}: Literal["my_{self.what}"] = "my_{self.what}"`'
@@ -123,11 +142,15 @@ class Registry(Generic[T]):
             DuplicateNameError: Another registered class has the name.
         """
         if cls is None:
-            return lambda c: self.register(c, override=override)
+            return functools.partial(self._register, override=override)
+        return self._register(cls, override=override)
+
+    def _register(self, cls: C, *, override: bool) -> C:
         if not (isinstance(cls, type) and issubclass(cls, self.base)):  # pyright: ignore[reportUnnecessaryIsInstance] -- users are not type-checked
             raise TypeError(
                 f"{cls!r} cannot be registered: it is not a subclass of {self.base.__qualname__}"
             )
+        _complete(cls)
         name, origin = self.name_of(cls), origin_of(cls)
         with self._lock:
             mine = self._local.setdefault(name, {})

@@ -6,13 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
-from pydantic_core import (
-    InitErrorDetails,
-    PydanticCustomError,
-    PydanticKnownError,
-    core_schema,
-    to_json,
-)
+from pydantic_core import PydanticCustomError, core_schema, to_json
+
+from .validation_errors import relocated
 
 if TYPE_CHECKING:
     from .registry import Registry
@@ -57,9 +53,7 @@ class Slot(Generic[T]):
             return validator.validate_python(value, strict=strict or None, context=info.context)
         except ValidationError as error:  # only on the way out: put the name into the location
             tag = () if len(self.names) == 1 else (name,)
-            raise ValidationError.from_exception_data(
-                error.title, [_relocated(e, tag) for e in error.errors(include_url=False)]
-            ) from None
+            raise relocated(error, *tag) from None
 
     def _instance(self, value: T) -> tuple[type[T], Any, str]:
         """The class to validate *value* with; an instance of a redefined class as its dump."""
@@ -115,7 +109,10 @@ class Slot(Generic[T]):
         out = handler(value)
         field = self.registry.discriminator
         if isinstance(out, dict) and field not in out and isinstance(value, BaseModel):
-            return {field: getattr(value, field), **cast("dict[str, Any]", out)}  # exclude_unset and the like
+            return {
+                field: getattr(value, field),
+                **cast("dict[str, Any]", out),
+            }  # exclude_unset and the like
         return out
 
     def __get_pydantic_core_schema__(
@@ -145,19 +142,8 @@ class Slot(Generic[T]):
             return {"not": {}, "description": f"needs a distribution that provides {missing}"}
         choices = {n: c.__pydantic_core_schema__ for n, c in classes.items()}
         out = handler(core_schema.tagged_union_schema(choices, registry.discriminator))  # pyright: ignore[reportArgumentType] -- pydantic types the keys loosely
-        if self.default is None and "oneOf" in out:  # pydantic leaves the name optional: it has a default
+        if (
+            self.default is None and "oneOf" in out
+        ):  # pydantic leaves the name optional: it has a default
             out["oneOf"] = [{**c, "required": [registry.discriminator]} for c in out["oneOf"]]
         return out
-
-
-def _relocated(error: Any, tag: tuple[str, ...]) -> InitErrorDetails:
-    """*error* below *tag*; pydantic's own kinds keep their kind, custom ones their text."""
-    context: dict[str, Any] = error.get("ctx") or {}
-    kind: Any = error["type"]
-    try:
-        PydanticKnownError(kind, context or None)
-    except (KeyError, TypeError, ValueError):
-        kind = PydanticCustomError(kind, "{text}", {"text": error["msg"]})
-    return InitErrorDetails(
-        type=kind, loc=(*tag, *error["loc"]), input=error["input"], ctx=context
-    )

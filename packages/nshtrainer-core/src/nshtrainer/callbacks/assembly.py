@@ -174,11 +174,7 @@ def _without_replaced(items: list[_Item]) -> list[_Item]:
                 f"{other.source} and {item.source} give the same callback twice ({key}); "
                 f"remove one, or tell them apart with different `label`s"
             )
-    return [
-        i
-        for i in items
-        if (k := _key(i.callback)) is None or winners[k].rank <= i.rank
-    ]
+    return [i for i in items if (k := _key(i.callback)) is None or winners[k].rank <= i.rank]
 
 
 def _barebones(items: list[_Item]) -> list[_Item]:
@@ -232,5 +228,3 @@ def _log_changes(dist: str, before: list[Callback], after: list[Callback]) -> No
         log.info("%s changed the callbacks: added %s, removed %s", dist, added, removed)
     elif before != after:
         log.info("%s changed the order of the callbacks", dist)
-
-

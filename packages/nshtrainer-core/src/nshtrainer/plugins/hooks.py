@@ -141,7 +141,11 @@ class HookManager:
             PluginLoadError: `NSHTRAINER_PLUGINS_STRICT` is set.
         """
         log.warning(
-            "plugin %s failed in %s and is left out: %s", call.dist, call.hook, error, exc_info=error
+            "plugin %s failed in %s and is left out: %s",
+            call.dist,
+            call.hook,
+            error,
+            exc_info=error,
         )
         for entry in self._entries.values():
             if entry.dist == call.dist:
@@ -205,4 +209,3 @@ def _key(entry: Entry) -> str:
 
 plugin_manager = HookManager()
 """The hook manager of this process."""
-

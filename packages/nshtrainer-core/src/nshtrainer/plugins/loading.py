@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextvars import ContextVar
 from typing import Any
 
@@ -27,7 +27,7 @@ def is_loading() -> bool:
 
 
 @contextlib.contextmanager
-def loading() -> Iterator[None]:
+def loading() -> Generator[None]:
     """Mark the block as the import of a plugin."""
     token = _loading.set(True)
     try:
@@ -43,9 +43,7 @@ def load_object(entry: Entry) -> Any | PluginState:
         PluginLoadError: It failed and `NSHTRAINER_PLUGINS_STRICT` is set.
     """
     if not entry.has_valid_name:
-        return failed(
-            entry, "name", ValueError(f"{entry.name!r} is not made of a-z, 0-9 and _")
-        )
+        return failed(entry, "name", ValueError(f"{entry.name!r} is not made of a-z, 0-9 and _"))
     module_name, _, attribute = entry.value.partition("[")[0].strip().partition(":")
     try:
         with loading():
@@ -89,7 +87,9 @@ def failed(entry: Entry, stage: str, error: BaseException) -> PluginState:
             error,
         )
     else:
-        state = PluginState("broken", what + _STAGES[stage] + reason, _remedy(entry, stage), stage, error)
+        state = PluginState(
+            "broken", what + _STAGES[stage] + reason, _remedy(entry, stage), stage, error
+        )
     log.debug("plugin %s failed at %s", entry, stage, exc_info=error)
     if is_strict():
         raise PluginLoadError(str(state)) from error

@@ -18,9 +18,18 @@ from dataclasses import dataclass, field
 import importlib_metadata
 
 from .catalogue import CORE
-from .policy import normalized
+from .policy import environment_policy, normalized
 
-__all__ = ["CALLBACKS", "GROUPS", "HOOKS", "LOGGERS", "Entry", "Manifest", "manifest", "refresh_plugins"]
+__all__ = [
+    "CALLBACKS",
+    "GROUPS",
+    "HOOKS",
+    "LOGGERS",
+    "Entry",
+    "Manifest",
+    "manifest",
+    "refresh_plugins",
+]
 
 log = logging.getLogger(__name__)
 
@@ -161,6 +170,7 @@ def manifest() -> Manifest:
             if _current is None:
                 _current = scan()
                 _warn_about_monolith()
+                _warn_about_unknown_switches(_current)
     return _current
 
 
@@ -174,6 +184,16 @@ def refresh_plugins() -> Manifest:
 
     forget_all()
     return _current
+
+
+def _warn_about_unknown_switches(found: Manifest) -> None:
+    known = {name for entry in found for name in (entry.dist, entry.name)}
+    for name, close in environment_policy().unknown_names(known):
+        hint = f"; did you mean {close!r}?" if close else ""
+        warnings.warn(
+            f"a NSHTRAINER_* switch names the plugin {name!r}, which is not installed{hint}",
+            stacklevel=2,
+        )
 
 
 def _warn_about_monolith() -> None:

@@ -11,7 +11,7 @@ import difflib
 import functools
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from .catalogue import CORE
 if TYPE_CHECKING:
     from .manifest import Entry
 
-__all__ = ["Policy", "PluginsConfig", "active_policy", "is_strict", "using_policy"]
+__all__ = ["PluginsConfig", "Policy", "active_policy", "is_strict", "using_policy"]
 
 DISABLE = "NSHTRAINER_DISABLE_PLUGINS"
 ALLOW = "NSHTRAINER_PLUGINS"
@@ -145,7 +145,7 @@ def active_policy() -> tuple[Policy, ...]:
 
 
 @contextlib.contextmanager
-def using_policy(config: PluginsConfig | None) -> Iterator[None]:
+def using_policy(config: PluginsConfig | None) -> Generator[None]:
     """Let a config's `plugins` act on every look-up inside the block."""
     if config is None:
         yield

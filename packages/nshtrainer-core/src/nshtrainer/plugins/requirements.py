@@ -22,7 +22,9 @@ def check_requirement(text: str) -> None:
         requirement = Requirement(text)
     except InvalidRequirement:
         raise PydanticCustomError(
-            "requirement", "{text} is no requirement; write `dist` or `dist>=1.2`", {"text": repr(text)}
+            "requirement",
+            "{text} is no requirement; write `dist` or `dist>=1.2`",
+            {"text": repr(text)},
         ) from None
     try:
         version = importlib_metadata.version(requirement.name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from typing_extensions import override
+
 __all__ = ["PluginState", "StateKind"]
 
 StateKind = Literal[
@@ -37,5 +39,6 @@ class PluginState:
         """Whether the plugin may be used."""
         return self.kind in {"available", "loaded"}
 
+    @override
     def __str__(self) -> str:
         return "; ".join(part for part in (self.what, self.remedy) if part) or self.kind

@@ -29,7 +29,7 @@ _ANYWHERE = re.compile(
 )
 # ... and these only at the end (`token_count` is no secret), and only for text, unless an innocent
 # word stands before: `pad_token` is a word of a tokenizer.
-_AT_END = re.compile(r"_(?:tokens?|auth|bearer|jwt|dsn|netrc|authtoken|accesstoken)_$")
+_AT_END = re.compile(r"_(?:tokens?|pat|auth|bearer|jwt|dsn|netrc|authtoken|accesstoken)_$")
 _INNOCENT = re.compile(
     r"_(?:pad|eos|bos|unk|sep|cls|mask|special|start|end|stop|begin|image|video|audio|class|decoder"
     r"|new|max|min|num|n|per|prompt|forced|suppress|next|last|first|additional|register|prefix"
@@ -74,7 +74,7 @@ _URL_USER = re.compile(r"\b([a-z][a-z0-9+.-]{0,20}://)([^\s/?#\"']*)@", re.IGNOR
 _NAME = re.compile(
     r"(?<![\w.-])(?:-{0,2}[A-Za-z_][\w.-]{0,80}[\"']?\s*[=:]|--?[A-Za-z][\w.-]{0,80})\s*"
 )
-_VALUE = re.compile(r"\[redacted\]|\"[^\"]*\"|'[^']*'|[^\s&;,\"'}\])-][^\s&;,\"'}\])]*")
+_VALUE = re.compile(r"\[redacted\]|\"[^\"]*\"|'[^']*'|[^\s&;,\"'}\])]+")
 
 
 def redact(value: Any, *, known: Iterable[str] = ()) -> Any:
@@ -206,7 +206,8 @@ def _redact_named(text: str) -> str:
         if match.start() < done or not is_secret_name(match[0]):
             continue
         value = _VALUE.match(text, match.end())
-        if value is not None:
+        is_next_flag = text.startswith("-", match.end()) and match[0].strip()[-1] not in "=:"
+        if value is not None and not is_next_flag:
             parts += text[done : match.end()], REDACTED
             done = value.end()
     return "".join((*parts, text[done:]))

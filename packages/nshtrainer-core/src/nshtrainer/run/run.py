@@ -49,7 +49,7 @@ class Run:
         if self._id is None:
             self._id = known_run_id()
         if self._id is None:
-            from lightning.pytorch.utilities.rank_zero import rank_zero_only
+            from lightning.fabric.utilities.rank_zero import rank_zero_only
 
             if getattr(rank_zero_only, "rank", 0) not in (0, None):
                 raise NshTrainerError(

@@ -50,7 +50,7 @@ class CheckpointPrepareListener(Protocol):
         trainer: Trainer,
         pl_module: LightningModule,
         checkpoint: MutableMapping[str, Any],
-        weights_only: bool,  # noqa: FBT001 -- positional, as Lightning passes hook arguments
+        weights_only: bool,
     ) -> None:
         """Edit *checkpoint* in place; called on every rank, once per save.
 

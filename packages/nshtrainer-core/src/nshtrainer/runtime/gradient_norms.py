@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
+
+# Untyped or private in torch's stubs; there is no public form of the foreach functions.
+_torch: Any = torch
 
 __all__ = ["GradientNorms", "measure_norms", "non_finite_names"]
 
@@ -42,7 +45,7 @@ class GradientNorms:
                 p: dict(
                     zip(
                         norms,
-                        torch._foreach_mul(list(norms.values()), coefficient) if norms else (),  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] -- torch has no public foreach
+                        _torch._foreach_mul(list(norms.values()), coefficient) if norms else (),
                         strict=True,
                     )
                 )
@@ -52,7 +55,7 @@ class GradientNorms:
         )
 
 
-def measure_norms(  # noqa: PLR0913 -- keyword-only after the first two
+def measure_norms(
     names: Sequence[str],
     grads: Sequence[Tensor],
     *,
@@ -80,11 +83,9 @@ def measure_norms(  # noqa: PLR0913 -- keyword-only after the first two
         wanted.add(2.0)
     each = {p: _norms(grads, p, scale) for p in sorted(wanted)}
     # A finite check needs one total; the 2-norm where there is one, since it is the cheapest.
-    checked = (2.0 if 2.0 in wanted else min(wanted)) if finite else None  # noqa: PLR2004 -- the norm
+    checked = (2.0 if 2.0 in wanted else min(wanted)) if finite else None
     whole = {
-        p: _combine(norms, p, device)
-        for p, norms in each.items()
-        if p in totals or p == checked
+        p: _combine(norms, p, device) for p, norms in each.items() if p in totals or p == checked
     }
     return GradientNorms(
         totals={p: whole[p] for p in totals},
@@ -100,7 +101,8 @@ def non_finite_names(names: Sequence[str], grads: Sequence[Tensor]) -> list[str]
     largest = _norms(grads, math.inf, None)
     home = largest[0].device
     flags = torch.isfinite(torch.stack([norm.to(home, torch.float32) for norm in largest]))
-    return [name for name, is_finite in zip(names, flags.tolist(), strict=True) if not is_finite]
+    values = cast("list[bool]", flags.tolist())  # pyright: ignore[reportUnknownMemberType] -- torch's stub
+    return [name for name, is_finite in zip(names, values, strict=True) if not is_finite]
 
 
 def _norms(grads: Sequence[Tensor], p: float, scale: Tensor | None) -> list[Tensor]:
@@ -123,10 +125,10 @@ def _norms(grads: Sequence[Tensor], p: float, scale: Tensor | None) -> list[Tens
     for (device, dtype), members in groups.items():
         # 16-bit accumulation overflows at 65504 (fp16) or keeps 8 bits (bf16).
         wider = torch.float32 if dtype in {torch.float16, torch.bfloat16} else None
-        norms = torch._foreach_norm([grad for _, grad in members], p, dtype=wider)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] -- torch has no public foreach
+        norms = _torch._foreach_norm([grad for _, grad in members], p, dtype=wider)
         if scale is not None:
             here = scale.to(device, non_blocking=True)
-            norms = torch._foreach_div(norms, here)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] -- as above
+            norms = _torch._foreach_div(norms, here)
         for (index, _), norm in zip(members, norms, strict=True):
             result[index] = norm
     complete = [norm for norm in result if norm is not None]
@@ -145,7 +147,7 @@ def _combine(norms: Sequence[Tensor], p: float, device: torch.device) -> Tensor:
     if any(norm.device != device or norm.dtype != dtype for norm in norms):
         widest = torch.float64 if any(n.dtype == torch.float64 for n in norms) else torch.float32
         norms = [norm.to(device, widest, non_blocking=True) for norm in norms]
-    return torch.linalg.vector_norm(torch.stack(list(norms)), p)
+    return _torch.linalg.vector_norm(torch.stack(list(norms)), p)
 
 
 def _local_shard(grad: Tensor) -> tuple[Tensor, tuple[Any, tuple[int, ...]] | None]:
@@ -154,10 +156,12 @@ def _local_shard(grad: Tensor) -> tuple[Tensor, tuple[Any, tuple[int, ...]] | No
 
     if not isinstance(grad, DTensor):
         return grad, None
-    placements = [Replicate() if place.is_partial() else place for place in grad.placements]
+    placements: list[Any] = [
+        Replicate() if place.is_partial() else place for place in grad.placements
+    ]
     if any(place.is_partial() for place in grad.placements):
         grad = grad.redistribute(placements=placements)
-    mesh = grad.device_mesh
+    mesh: Any = grad.device_mesh
     dims = tuple(
         dim
         for dim, place in enumerate(placements)
@@ -172,7 +176,10 @@ def _reduce_shards(norms: Tensor, mesh: Any, dims: tuple[int, ...], p: float) ->
 
     if math.isinf(p):
         # MAX may drop a NaN (it depends on the backend); either way the norm is not finite.
-        values, operation = torch.nan_to_num(norms, nan=math.inf, posinf=math.inf), dist.ReduceOp.MAX
+        values, operation = (
+            torch.nan_to_num(norms, nan=math.inf, posinf=math.inf),
+            dist.ReduceOp.MAX,
+        )
     else:
         values, operation = norms.double().pow(p), dist.ReduceOp.SUM
     for dim in dims:

@@ -148,7 +148,7 @@ class GradientStep:
         """
         if self._is_unclipped():
             return torch.ones((), device=self.parameters[0].device if self.parameters else None)
-        if self.norms is None or not self._clips_by_norm() or 2.0 not in self.norms.totals:  # noqa: PLR2004 -- the norm
+        if self.norms is None or not self._clips_by_norm() or 2.0 not in self.norms.totals:
             return None
         limit = float(self.trainer.gradient_clip_val or 0.0)
         return (limit / (self.norms.totals[2.0] + _CLIP_EPSILON)).clamp(max=1.0)

@@ -49,11 +49,15 @@ def _creates_momentum(optimizer: Optimizer) -> bool:
     if not isinstance(optimizer, SGD):
         return False
     return any(
-        group.get("momentum") and optimizer.state[parameter].get("momentum_buffer") is None
+        group.get("momentum") and parameter.grad is not None and not _momentum(optimizer, parameter)
         for group in optimizer.param_groups
         for parameter in group["params"]
-        if parameter in optimizer.state or parameter.grad is not None
     )
+
+
+def _momentum(optimizer: Optimizer, parameter: Tensor) -> bool:
+    """Whether *parameter* has a momentum buffer; looking must not create an entry."""
+    return optimizer.state.get(parameter, {}).get("momentum_buffer") is not None
 
 
 class ObservedOptimizer:
@@ -124,7 +128,7 @@ class ObservedOptimizer:
                 del self.optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue] -- set in skip_on_device
         if self._new_momentum and self.found_inf is not None and bool(self.found_inf):
             for parameter in self._new_momentum:
-                self.optimizer.state[parameter]["momentum_buffer"] = None
+                self.optimizer.state.pop(parameter, None)
         self._new_momentum = []
         self.found_inf = self.scaler_found_inf = None
 
@@ -137,7 +141,7 @@ class ObservedOptimizer:
         self.settle()
         self.step = None
 
-    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002 -- torch's signature
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.depth += 1
         step = self.step
         if step is None or step.scale is None:
@@ -157,11 +161,9 @@ class ObservedOptimizer:
             optimizer.found_inf = found  # pyright: ignore[reportAttributeAccessIssue] -- as above
         self.found_inf = found
         if _creates_momentum(optimizer):
-            self._new_momentum = [
-                p for p in step.parameters if optimizer.state[p].get("momentum_buffer") is None
-            ]
+            self._new_momentum = [p for p in step.parameters if not _momentum(optimizer, p)]
 
-    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002 -- torch's signature
+    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.ran = True
         self.depth = max(self.depth - 1, 0)
         if self.depth == 0:

@@ -23,13 +23,14 @@ from nshtrainer.directory import DirectoryConfig
 from nshtrainer.loggers.base import LoggerConfigBase, logger_registry
 from nshtrainer.metric import MetricConfig
 from nshtrainer.plugins.manifest import manifest
-from nshtrainer.plugins.policy import Policy, PluginsConfig, using_policy
+from nshtrainer.plugins.policy import PluginsConfig, Policy, using_policy
 from nshtrainer.plugins.state import PluginState
 from nshtrainer.types import NonNegativeInt, PlainData
 
 from .lightning_arguments import LightningArguments
 
 if TYPE_CHECKING:
+    from nshtrainer.run.run import Run
     from nshtrainer_checkpoint.config import CheckpointSavingConfig as CheckpointSaving
     from nshtrainer_ema.early_stopping.config import EarlyStoppingCallbackConfig as EarlyStopping
     from nshtrainer_ema.shared_parameters.config import (
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
         MetricValidationCallbackConfig as MetricValidation,
     )
     from nshtrainer_monitoring.norm_logging.config import NormLoggingCallbackConfig as NormLogging
-
-    from nshtrainer.run.run import Run
 else:
     CheckpointSaving, EarlyStopping, SharedParameters, DebugFlag, LogEpoch, LRMonitor = (
         Annotated[CallbackConfigBase, callback_registry.slot(name)]
@@ -78,12 +77,17 @@ def _if_installed(name: str) -> Callable[[], Any]:
     def default() -> CallbackConfigBase | None:
         found = callback_registry.resolve(name)
         if isinstance(found, PluginState):
-            level = logging.DEBUG if found.kind == "disabled" else logging.WARNING
-            log.log(level, "%s; training goes on without it", found)
+            if found.kind != "disabled":
+                _warn_once(str(found))
             return None
         return found() if found is not None else None
 
     return default
+
+
+@functools.lru_cache(maxsize=64)
+def _warn_once(problem: str) -> None:
+    log.warning("%s; it is left out", problem)
 
 
 def _default_loggers() -> list[Any]:
@@ -170,9 +174,9 @@ class TrainerConfig(LightningArguments):
     auto_validate_metrics: MetricValidation | None = None
     """Checks that expected metrics are logged."""
 
-    set_float32_matmul_precision: Annotated[str, Field(pattern="^(medium|high|highest)$")] | None = (
-        None
-    )
+    set_float32_matmul_precision: (
+        Annotated[str, Field(pattern="^(medium|high|highest)$")] | None
+    ) = None
     """`medium`, `high` or `highest`: see `torch.set_float32_matmul_precision`."""
 
     # ---- reading ---------------------------------------------------------------------------

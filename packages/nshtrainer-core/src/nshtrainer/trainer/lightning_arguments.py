@@ -41,9 +41,13 @@ def _devices(value: Any) -> Any:
         return -1
     is_count = isinstance(value, int) and not isinstance(value, bool) and (value > 0 or value == -1)
     is_text = isinstance(value, str) and re.fullmatch(r"auto|-1|\d+(\s*,\s*\d+)*,?", value)
-    is_list = isinstance(value, (list, tuple)) and value and all(
-        isinstance(v, int) and not isinstance(v, bool) and v >= 0
-        for v in value  # pyright: ignore[reportUnknownVariableType] -- checked here
+    is_list = (
+        isinstance(value, (list, tuple))
+        and value
+        and all(
+            isinstance(v, int) and not isinstance(v, bool) and v >= 0
+            for v in value  # pyright: ignore[reportUnknownVariableType] -- checked here
+        )
     )
     if is_count or is_text or is_list:
         return list(value) if isinstance(value, tuple) else value  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType] -- checked above
@@ -235,5 +239,3 @@ def lightning_kwargs(config: LightningArguments) -> dict[str, Any]:
     if kwargs.get("check_val_every_n_epoch") is False:
         kwargs["check_val_every_n_epoch"] = None
     return kwargs
-
-

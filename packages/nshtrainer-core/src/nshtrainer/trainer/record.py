@@ -44,7 +44,9 @@ class RunRecord(Callback):
 
     def __init__(self, config: TrainerConfig, objects: dict[str, Any] | None = None) -> None:
         self.config = config
-        self.objects = {name: repr(type(value).__qualname__) for name, value in (objects or {}).items()}
+        self.objects = {
+            name: repr(type(value).__qualname__) for name, value in (objects or {}).items()
+        }
         self._environment: EnvironmentSnapshot | None = None
         silence_unused_hooks(self)
 
@@ -59,7 +61,7 @@ class RunRecord(Callback):
         _check_ranks_agree(trainer)
         if stage != "fit" or self.config.barebones or trainer.fast_dev_run:
             return
-        driver.attach(trainer, self).enable_saving(trainer)
+        driver.attach(trainer, "the run record").enable_saving(trainer)
         if trainer.is_global_zero:
             if self._environment is None:
                 self._environment = EnvironmentSnapshot()
@@ -124,7 +126,7 @@ class RunRecord(Callback):
         trainer: Trainer,
         pl_module: LightningModule,
         checkpoint: dict[str, Any],
-        weights_only: bool,  # noqa: FBT001 -- the event's signature
+        weights_only: bool,
     ) -> None:
         """Put the configuration, as plain data, and the plugins' versions into *checkpoint*."""
         config = self.config.replace(id=self.config.run.id)
@@ -134,7 +136,7 @@ class RunRecord(Callback):
 
 def active_plugins() -> dict[str, str]:
     """Distribution -> version of every plugin installed here."""
-    return {e.dist: e.version for e in manifest()}
+    return {e.dist: e.version for e in sorted(manifest(), key=lambda e: e.dist)}
 
 
 def _check_ranks_agree(trainer: Trainer) -> None:

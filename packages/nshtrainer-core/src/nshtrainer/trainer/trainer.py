@@ -51,9 +51,8 @@ class Trainer(pl.Trainer):
             loggers = [*_make_loggers(self.config), *_as_list(objects.pop("logger", None), Logger)]
         kwargs = {**lightning_kwargs(self.config), **objects}
         _settle_checkpointing(self.config, kwargs, callbacks)
-        if not self.config.barebones:  # Lightning refuses these two in barebones mode
+        if not self.config.barebones:  # Lightning refuses a logger in barebones mode
             kwargs["logger"] = loggers or False
-            kwargs.setdefault("log_every_n_steps", 50)
         kwargs["callbacks"] = [*callbacks, RunRecord(self.config, objects)]
         _set_torch(self.config)
         with without_factories():
@@ -136,7 +135,14 @@ def _check_objects(config: TrainerConfig, objects: dict[str, Any]) -> list[Callb
 def _as_list(value: Any, kind: type[Any]) -> list[Any]:
     if value is None or value is False:
         return []
-    items = cast("list[Any]", [value] if isinstance(value, kind) else list(value) if isinstance(value, Iterable) else [value])
+    items = cast(
+        "list[Any]",
+        [value]
+        if isinstance(value, kind)
+        else list(value)
+        if isinstance(value, Iterable)
+        else [value],
+    )
     for item in items:
         if not isinstance(item, kind):
             raise TypeError(f"a {kind.__name__} is expected, not {item!r}")

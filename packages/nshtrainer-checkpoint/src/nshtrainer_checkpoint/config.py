@@ -1,0 +1,252 @@
+"""Configurations of the checkpoint callbacks; importing this reads no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from nshtrainer.callbacks.base import (
+    CallbackConfigBase,
+    CallbackMetadataConfig,
+    callback_registry,
+)
+from nshtrainer.errors import ConfigError
+from nshtrainer.metric import MetricConfig
+from nshtrainer.types import PositiveInt
+from pydantic import BeforeValidator, Field, field_validator
+from typing_extensions import override
+
+from .names import NameTemplate, slug
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+    from nshtrainer.trainer.config import TrainerConfig
+
+__all__ = [
+    "BestCheckpointCallbackConfig",
+    "CheckpointSavingConfig",
+    "LastCheckpointCallbackConfig",
+    "OnExceptionCheckpointCallbackConfig",
+]
+
+log = logging.getLogger(__name__)
+
+
+def _local(value: Any) -> Any:
+    if isinstance(value, (str, Path)) and (not str(value) or "://" in str(value)):
+        raise ValueError(
+            f"{str(value)!r} is no folder of this machine; checkpoints are committed by renaming "
+            "files, which remote stores cannot do. Give a local path and upload from there."
+        )
+    return value
+
+
+def _no_number(value: Any) -> Any:
+    if isinstance(value, (bool, int, float)):
+        raise ValueError(  # noqa: TRY004 -- pydantic reports ValueError
+            f"{value!r} has no unit; give a timedelta, or text such as '01:30:00' or 'PT90M'"
+        )
+    return value
+
+
+LocalPath = Annotated[Path, BeforeValidator(_local)]
+Interval = Annotated[timedelta, BeforeValidator(_no_number), Field(gt=timedelta(0))]
+
+
+class _CheckpointConfig(CallbackConfigBase):
+    """What the three have in common."""
+
+    dirpath: LocalPath | None = None
+    """Folder in which the callback makes its own; None is `checkpoint` in the run's directory."""
+
+    filename: str | None = None
+    """Template of the file name, without extension, such as `{epoch}-{val/loss:.3f}`."""
+
+    @field_validator("filename")
+    @classmethod
+    def _is_template(cls, value: str | None) -> str | None:
+        if value is not None:
+            NameTemplate.parse(value, cls._examples())
+        return value
+
+    @classmethod
+    def _examples(cls) -> dict[str, float | str]:
+        return {"epoch": 0, "step": 0}
+
+
+class BestCheckpointCallbackConfig(_CheckpointConfig):
+    """Keeps the checkpoints with the best values of a metric.
+
+    It acts when a validation has ended (in a run without validation, when an epoch has ended). A
+    value that is NaN, infinite or was not logged ranks behind every number.
+    """
+
+    name: Literal["best_checkpoint"] = "best_checkpoint"
+
+    metadata: CallbackMetadataConfig = Field(
+        default_factory=lambda: CallbackMetadataConfig(priority=1)
+    )
+    """Earlier than the other checkpoint callbacks: Lightning asks the first one for `"best"`."""
+
+    metric: MetricConfig | None = None
+    """The metric; None is the run's `primary_metric`."""
+
+    topk: PositiveInt | Literal["all"] = 1
+    """How many checkpoints to keep."""
+
+    save_weights_only: bool = False
+    """Leave out optimizers, schedulers and callbacks; such a checkpoint cannot be resumed from."""
+
+    save_symlink: bool = True
+    """Keep a link `best_<metric>.ckpt` to the best one, beside the folder."""
+
+    throw_on_no_metric: bool = True
+    """Without any metric: an error (True), or no checkpoints (False)."""
+
+    @property
+    @override
+    def identity(self) -> str:
+        """Holds the metric, so that several metrics have their best checkpoints side by side."""
+        metric = "" if self.metric is None else f"[{self.metric.name}]"
+        return f"{self.name}{metric}" + (f"#{self.label}" if self.label else "")
+
+    @override
+    def create_callbacks(self, trainer_config: TrainerConfig) -> Iterable[Callback]:
+        """Yield the callback.
+
+        Raises:
+            ConfigError: There is neither a metric nor a primary metric, and `throw_on_no_metric`.
+        """
+        metric = self.metric or trainer_config.primary_metric
+        if metric is None and self.throw_on_no_metric:
+            raise ConfigError(
+                "a best checkpoint needs a metric and there is none; set `metric` in "
+                "BestCheckpointCallbackConfig or `primary_metric` in TrainerConfig, or "
+                "`throw_on_no_metric=False` to go without"
+            )
+        if metric is None:
+            log.info("no best checkpoint is kept, since no `primary_metric` is set")
+        elif not trainer_config.fast_dev_run:
+            from .callback import BestCheckpointCallback
+
+            yield BestCheckpointCallback(
+                self.replace(metric=metric),
+                run=trainer_config.run,
+                folder_name=self._folder_name(metric, trainer_config),
+            )
+
+    def _folder_name(self, metric: MetricConfig, trainer_config: TrainerConfig) -> str:
+        """`best_<metric>`, made distinct where another metric's name looks the same in a path."""
+        name = f"best_{slug(metric.name)}"
+        alike = {m.name for m in _best_metrics(trainer_config) if slug(m.name) == slug(metric.name)}
+        if len(alike) > 1 and metric.name != slug(metric.name):
+            name += f"-{hashlib.sha256(metric.name.encode()).hexdigest()[:6]}"
+        return f"{name}-{self.label}" if self.label else name
+
+
+class LastCheckpointCallbackConfig(_CheckpointConfig):
+    """Keeps the newest checkpoints.
+
+    It acts when a validation has ended (in a run without validation, when an epoch has ended), at
+    the end of training if there were steps since, and after each time interval.
+    """
+
+    name: Literal["last_checkpoint"] = "last_checkpoint"
+
+    topk: PositiveInt | Literal["all"] = 1
+    """How many checkpoints to keep."""
+
+    save_weights_only: bool = False
+    """Leave out optimizers, schedulers and callbacks; such a checkpoint cannot be resumed from."""
+
+    save_symlink: bool = True
+    """Keep a link `last.ckpt` to the newest one, beside the folder."""
+
+    save_on_time_interval: Interval | None = None
+    """Save also when this much time has passed since the last save, by rank 0's clock."""
+
+    @classmethod
+    @override
+    def _examples(cls) -> dict[str, float | str]:
+        return {**super()._examples(), "train_duration": "1h_2m_3s"}
+
+    @override
+    def create_callbacks(self, trainer_config: TrainerConfig) -> Iterable[Callback]:
+        if not trainer_config.fast_dev_run:
+            from .callback import LastCheckpointCallback
+
+            yield LastCheckpointCallback(self, run=trainer_config.run)
+
+
+class OnExceptionCheckpointCallbackConfig(_CheckpointConfig):
+    """Saves once more when training stops with an exception, Ctrl-C included."""
+
+    name: Literal["on_exception_checkpoint"] = "on_exception_checkpoint"
+
+    @classmethod
+    @override
+    def _examples(cls) -> dict[str, float | str]:
+        return {**super()._examples(), "id": "abcd2345"}
+
+    @override
+    def create_callbacks(self, trainer_config: TrainerConfig) -> Iterable[Callback]:
+        if not trainer_config.fast_dev_run:
+            from .on_exception import OnExceptionCheckpointCallback
+
+            yield OnExceptionCheckpointCallback(self, run=trainer_config.run)
+
+
+if TYPE_CHECKING:
+    _Saving = (
+        BestCheckpointCallbackConfig
+        | LastCheckpointCallbackConfig
+        | OnExceptionCheckpointCallbackConfig
+    )
+else:
+    _Saving = Annotated[
+        CallbackConfigBase,
+        callback_registry.slot("best_checkpoint", "last_checkpoint", "on_exception_checkpoint"),
+    ]
+
+
+def _default_callbacks() -> list[Any]:
+    return [
+        BestCheckpointCallbackConfig(throw_on_no_metric=False),
+        LastCheckpointCallbackConfig(),
+        OnExceptionCheckpointCallbackConfig(),
+    ]
+
+
+class CheckpointSavingConfig(CallbackConfigBase):
+    """All checkpoints of a run: by default the best, the last and one on an exception."""
+
+    name: Literal["checkpoint_saving"] = "checkpoint_saving"
+
+    enabled: bool = True
+    """False saves nothing at all."""
+
+    checkpoint_callbacks: list[_Saving] = Field(default_factory=_default_callbacks)
+    """What to save; an empty list saves nothing."""
+
+    @override
+    def create_callbacks(self, trainer_config: TrainerConfig) -> Iterable[Callback]:
+        if self.enabled and not trainer_config.fast_dev_run:
+            for config in self.checkpoint_callbacks:
+                yield from config.build(trainer_config)
+
+
+def _best_metrics(trainer_config: TrainerConfig) -> Iterator[MetricConfig]:
+    configs = list(trainer_config.callbacks)
+    saving: Any = trainer_config.checkpoint_saving
+    for held in (saving, *trainer_config.callbacks):
+        if isinstance(held, CheckpointSavingConfig):
+            configs += held.checkpoint_callbacks
+    for config in configs:
+        if isinstance(config, BestCheckpointCallbackConfig):
+            metric = config.metric or trainer_config.primary_metric
+            if metric is not None:
+                yield metric

@@ -1,0 +1,378 @@
+"""`Writer`: one callback's folder of checkpoints within a run, and the way a save takes."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import time
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from nshtrainer.errors import ConfigError, NshTrainerError
+from nshtrainer.files import temporary_path
+from nshtrainer.runtime import driver, events
+
+from .lineage import Lineage
+from .metadata import Record, SidecarReader, is_intact, json_number
+from .retention import newest_first
+from .storage import commit, discard, point_link, recover, remove
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+    from nshtrainer.run.run import Run
+
+__all__ = ["SavePlan", "Writer", "agree", "newest_checkpoint", "writers_of"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass
+class SavePlan:
+    """A save that rank 0 has decided on."""
+
+    record: Record
+    """The new checkpoint; size and digest are filled in by the commit."""
+    temporary: Path
+    removed: list[Record]
+    link_to: Path | None
+    metadata: dict[str, Any]
+    kept: list[Record]
+    """What counts afterwards, first one first."""
+
+
+class Writer:
+    """Keeps the checkpoints of one callback in one folder.
+
+    Args:
+        identity: The callback's; sidecars carry it, and others' checkpoints are left alone.
+        folder_name: Name of the folder.
+        dirpath: Its parent; None is the run's, or without a run the trainer's root directory.
+        run: The run, where the callback comes from a configuration.
+        link_name: Name of the link beside the folder; None makes none.
+        weights_only: What is saved.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: str,
+        folder_name: str,
+        dirpath: Path | None,
+        run: Run | None,
+        link_name: str | None = None,
+        weights_only: bool = False,
+    ) -> None:
+        self.identity, self.folder_name, self.link_name = identity, folder_name, link_name
+        self.dirpath, self.run, self.weights_only = dirpath, run, weights_only
+        self.lineage: Lineage | None = None
+        self.start_step: int | None = None
+        """Steps made before this fit; None before it starts."""
+        self._loaded: dict[str, Any] = {}
+        self._parent: Path | None = None
+        self._reader = SidecarReader()
+        self._started = time.monotonic()
+        self._seconds_before = 0.0
+
+    # ---- where ------------------------------------------------------------------------------
+
+    def locate(self, trainer: Trainer | None = None) -> Path | None:
+        """Return the folder; None while the run's id, or the trainer, is not known."""
+        if self.dirpath is not None:
+            parent = self.dirpath.expanduser().absolute()
+        elif self.run is not None:
+            known = self.run.known_directory
+            parent = None if known is None else known.subdirectory("checkpoint")
+        elif trainer is not None:
+            parent = Path(trainer.default_root_dir).expanduser().absolute() / "checkpoint"
+        else:
+            parent = self._parent
+        return None if parent is None else parent / self.folder_name
+
+    @property
+    def folder(self) -> Path:
+        """The folder, agreed on in `settle`; it may not exist yet."""
+        if self._parent is None:
+            raise NshTrainerError(
+                f"{self.identity} does not know its folder before `setup`; use it in or after that"
+            )
+        return self._parent / self.folder_name
+
+    @property
+    def link(self) -> Path | None:
+        """The link beside the folder, if there is to be one."""
+        return None if self.link_name is None else self.folder.parent / self.link_name
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's id, None outside of one."""
+        return None if self.run is None else self.run.known_id
+
+    def settle(self, trainer: Trainer, stage: str) -> None:
+        """Agree on the folder over all ranks, in `setup`; in fit also clear up after dead writers.
+
+        Raises:
+            ConfigError: Two callbacks would write to one folder.
+        """
+        if self.run is not None:
+            self.run.settle(trainer)
+        folder = cast("Path", self.locate(trainer))
+        self._parent = Path(trainer.strategy.broadcast(str(folder.parent)))
+        for other in writers_of(trainer):
+            if other is not self and other._parent is not None and other.folder == self.folder:
+                raise ConfigError(
+                    f"{self.identity} and {other.identity} would both keep checkpoints in "
+                    f"{self.folder}; give one of them a `label` or its own `dirpath`"
+                )
+        if stage == "fit":
+            driver.attach(trainer, self.identity).enable_saving(trainer)
+            if trainer.is_global_zero and self.folder.is_dir():
+                with contextlib.suppress(OSError):  # clearing up is no reason to fail
+                    recover(self.folder, self._is_ours)
+
+    # ---- what is there ----------------------------------------------------------------------
+
+    def _is_ours(self, record: Record) -> bool:
+        return record.run_id == self.run_id and record.callback == self.identity
+
+    def present(self, folder: Path | None = None) -> list[Record]:
+        """Return this run's committed checkpoints of this callback, of all attempts."""
+        return [r for r in self._reader.records(folder or self.folder) if self._is_ours(r)]
+
+    def on_the_way(self) -> list[Record]:
+        """Return those on the way of the present training; see `Lineage`."""
+        lineage = self.lineage
+        if lineage is None:
+            return self.present()
+        return [r for r in self.present() if lineage.includes(r.attempt, r.step)]
+
+    def anyone(self, folder: Path) -> list[Record]:
+        """Return what this callback committed in *folder*, in whatever run."""
+        return [r for r in self._reader.records(folder) if r.callback == self.identity]
+
+    def begin(self, trainer: Trainer) -> None:
+        """Find out, when training starts, which checkpoints are on its way."""
+        self._started = time.monotonic()
+        self.start_step = trainer.global_step
+        writers = writers_of(trainer)
+        present = [(r.attempt, r.step) for w in writers if w._parent for r in w.present()]
+        loaded = next((w._loaded for w in writers if w._loaded), None)
+        if loaded is not None and loaded.get("run_id") == self.run_id:
+            lineage = Lineage.from_state(loaded)
+        else:
+            # A second fit of this trainer goes on where it was.
+            lineage = self.lineage if loaded is None and trainer.ckpt_path is None else None
+        if lineage is None:
+            self.lineage = Lineage.fresh(present)
+            ahead = max((step for _, step in present), default=0)
+            if present and trainer.global_step == 0:
+                log.warning(
+                    "training starts from scratch although this run has checkpoints up to step "
+                    "%s; they are kept. Resume with ckpt_path='last', or start a new run.",
+                    ahead,
+                )
+        else:
+            self.lineage = lineage.resumed(trainer.global_step, present)
+
+    def forget_loaded(self) -> None:
+        """Drop what a checkpoint said, once every callback has begun."""
+        self._loaded = {}
+
+    # ---- state ------------------------------------------------------------------------------
+
+    @property
+    def train_seconds(self) -> float:
+        """Time spent training in this and the resumed processes, by a clock that is never set."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain data for a checkpoint."""
+        state = self.lineage.to_state() if self.lineage else {}
+        return {**state, "run_id": self.run_id, "train_seconds": self.train_seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` made."""
+        self._loaded = dict(state)
+        with contextlib.suppress(TypeError, ValueError):
+            self._seconds_before = float(state.get("train_seconds", 0.0))
+
+    # ---- saving -----------------------------------------------------------------------------
+
+    def new_record(self, trainer: Trainer, path: Path, value: float | None = None) -> Record:
+        """Return the record of a checkpoint to be written now."""
+        everywhere = [r for w in writers_of(trainer) if w._parent for r in w.present()]
+        return Record(
+            path=path,
+            run_id=self.run_id,
+            callback=self.identity,
+            attempt=self.lineage.attempt if self.lineage else 1,
+            step=trainer.global_step,
+            save_number=1 + max((r.save_number for r in everywhere), default=0),
+            epoch=trainer.current_epoch,
+            value=value,
+            weights_only=self.weights_only,
+        )
+
+    def may_remove(self, trainer: Trainer, record: Record) -> bool:
+        """Whether *record* may be deleted: our own, on our way, and not what was resumed from."""
+        if record.path.parent != self.folder or not self._is_ours(record):
+            return False
+        source = trainer.ckpt_path
+        return source is None or Path(source).resolve() != record.path.resolve()
+
+    def plan(
+        self,
+        record: Record,
+        *,
+        removed: Iterable[Record] = (),
+        kept: Iterable[Record] = (),
+        link_to: Path | None = None,
+        metrics: dict[str, float] | None = None,
+        monitor: dict[str, Any] | None = None,
+    ) -> SavePlan:
+        """Return the plan to write *record*, with the content of its sidecar; rank 0 only."""
+        metadata = {
+            "run_id": record.run_id,
+            "callback": record.callback,
+            "attempt": record.attempt,
+            "save_number": record.save_number,
+            "epoch": record.epoch,
+            "global_step": record.step,
+            "save_weights_only": record.weights_only,
+            "monitor": monitor and {**monitor, "value": json_number(record.value)},
+            "metrics": {name: json_number(v) for name, v in (metrics or {}).items()},
+            "training_time_s": round(self.train_seconds, 3),
+            "checkpoint_timestamp": datetime.datetime.now(datetime.timezone.utc).isoformat(),
+        }
+        self._ensure_folder()
+        return SavePlan(
+            record, temporary_path(record.path), list(removed), link_to, metadata, list(kept)
+        )
+
+    def _ensure_folder(self) -> None:
+        if self.dirpath is None and self.run is not None:
+            self.run.directory.ensure("checkpoint")
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def write(
+        self, trainer: Trainer, pl_module: LightningModule, plan: SavePlan, *, alone: bool = False
+    ) -> dict[str, Any]:
+        """Save, commit, point the link, delete what fell out, and tell the other callbacks.
+
+        Args:
+            trainer: Every rank calls this, unless *alone*.
+            pl_module: Its module.
+            plan: The same on every rank.
+            alone: Only this rank (zero) is here; nothing waits for another one.
+
+        Returns:
+            The content of the sidecar.
+
+        Raises:
+            OSError: The checkpoint could not be written; older ones are as they were.
+            NshTrainerError: The same, on the other ranks.
+        """
+        try:
+            with _no_barrier(trainer) if alone else contextlib.nullcontext():
+                trainer.save_checkpoint(plan.temporary, self.weights_only)
+            _wait_for_async(trainer)
+            finish = lambda: self._finish(plan)  # noqa: E731 -- two uses
+            metadata, removed = finish() if alone else agree(trainer, finish)
+        except BaseException:
+            if trainer.is_global_zero:
+                with contextlib.suppress(OSError):
+                    discard(plan.temporary)
+            raise
+        log.debug("saved %s", plan.record.path)
+        events.emit(trainer, events.ON_CHECKPOINT_SAVED, plan.record.path, metadata)
+        for path in removed:
+            events.emit(trainer, events.ON_CHECKPOINT_REMOVED, path)
+        return metadata
+
+    def _finish(self, plan: SavePlan) -> tuple[dict[str, Any], list[Path]]:
+        metadata = commit(plan.temporary, plan.record.path, plan.metadata)
+        if self.link is not None and plan.link_to is not None:
+            point_link(self.link, plan.link_to)
+        return metadata, [r.path for r in plan.removed if remove(r)]
+
+
+def writers_of(trainer: Trainer) -> list[Writer]:
+    """Return the writers of all our checkpoint callbacks of *trainer*."""
+    callbacks: list[Any] = [c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoint)]  # pyright: ignore[reportUnnecessaryIsInstance] -- Lightning's list is not typed at run time
+    found = (getattr(c, "writer", None) for c in callbacks)
+    return [w for w in found if isinstance(w, Writer)]
+
+
+def newest_checkpoint(trainer: Trainer) -> Path | None:
+    """Return the newest checkpoint of the run that can be resumed from, whoever wrote it.
+
+    The newest is that of the latest attempt with the greatest step; a damaged one is passed over
+    with a warning. With an explicit `dirpath` that holds none of this run, those of earlier runs
+    count. Reads the whole file; no rank waits for another one.
+    """
+    records: list[Record] = []
+    others: list[Record] = []
+    for writer in writers_of(trainer):
+        folder = writer.locate(trainer)
+        if folder is not None:
+            records += writer.present(folder)
+            others += writer.anyone(folder) if writer.dirpath is not None else []
+    for record in newest_first(r for r in records or others if not r.weights_only):
+        if is_intact(record):
+            return record.path
+        log.warning(
+            "%s is damaged: size or SHA-256 differ from its metadata. The checkpoint before it is "
+            "used; delete the damaged one.",
+            record.path,
+        )
+    return None
+
+
+def agree(trainer: Trainer, decide: Callable[[], T]) -> T:
+    """Call *decide* on rank 0 and return its result on every rank; a collective.
+
+    Raises:
+        Exception: What *decide* raised, on rank 0.
+        NshTrainerError: That it raised, on the others, so that none of them waits.
+    """
+    result: T | None = None
+    error: Exception | None = None
+    if trainer.is_global_zero:
+        try:
+            result = decide()
+        except Exception as raised:  # noqa: BLE001 -- raised again below, after the others know
+            error = raised
+    text = None if error is None else f"{type(error).__name__}: {error}"
+    result, text = trainer.strategy.broadcast((result, text))
+    if error is not None:
+        raise error
+    if text is not None:
+        raise NshTrainerError(f"rank 0 could not save a checkpoint: {text}")
+    return cast("T", result)
+
+
+@contextlib.contextmanager
+def _no_barrier(trainer: Trainer) -> Generator[None]:
+    """Let one rank save by itself: the others will never reach a barrier."""
+    strategy: Any = trainer.strategy
+    before = strategy.__dict__.get("barrier")
+    strategy.barrier = lambda *_args, **_kwargs: None
+    try:
+        yield
+    finally:
+        if before is None:
+            del strategy.barrier
+        else:
+            strategy.barrier = before
+
+
+def _wait_for_async(trainer: Trainer) -> None:
+    checkpoint_io = trainer.strategy.checkpoint_io
+    if isinstance(checkpoint_io, AsyncCheckpointIO):
+        checkpoint_io.teardown()  # waits for the thread and raises its error; the next save makes a new one

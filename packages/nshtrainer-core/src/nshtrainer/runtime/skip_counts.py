@@ -1,0 +1,50 @@
+"""Skips that only the device knows of, summed there until somebody fetches other numbers anyway."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["SkipCounts"]
+
+
+class SkipCounts:
+    """Counts of skipped steps by reason; adding never waits for the device."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+        self._by_reason: dict[str, Tensor] = {}
+        self._elsewhere = ""
+
+    def add(self, skipped: Tensor, flags: list[tuple[str, Tensor]], elsewhere: str) -> None:
+        """Count one step.
+
+        Args:
+            skipped: Whether it was skipped; 0-dim.
+            flags: Each reason with its own flag.
+            elsewhere: The reason to give if a step was skipped and none of *flags* was set.
+        """
+        self._elsewhere = elsewhere
+        one = (skipped != 0).float()
+        self._total = one if self._total is None else self._total + one
+        for reason, flag in flags:
+            hit = (flag.detach().reshape(()) != 0).to(one.device, one.dtype)
+            known = self._by_reason.get(reason)
+            self._by_reason[reason] = hit if known is None else known + hit
+
+    def tensors(self) -> list[Tensor]:
+        """Return the counts, total first, for `read`; empty if nothing was added."""
+        return [] if self._total is None else [self._total, *self._by_reason.values()]
+
+    def read(self, values: list[float]) -> tuple[int, tuple[str, ...]]:
+        """Return total and reasons from the host's copy of `tensors`, and start from zero."""
+        if self._total is None:
+            return 0, ()
+        reasons = [r for r, value in zip(self._by_reason, values[1:], strict=True) if value]
+        total = round(values[0])
+        if total and not reasons:
+            reasons = [self._elsewhere]
+        self._total, self._by_reason = None, {}
+        return total, tuple(reasons)

@@ -1,0 +1,122 @@
+"""What a callback can leave behind on a module, its optimizers, the strategy and the process."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+__all__ = ["differences", "facts", "random_states", "same", "weights_of"]
+
+_ABSENT = "absent"
+
+
+def facts(
+    module: nn.Module, trainer: Trainer | None = None, optimizers: Iterable[Optimizer] = ()
+) -> dict[str, Any]:
+    """Return what can be seen on *module* and around it that a callback should have put back.
+
+    Attributes, submodules, the number of hooks, `training` and `requires_grad` flags, global torch
+    settings and hooks, signal handlers. Weights are not part of it; see `weights_of`.
+
+    Args:
+        module: The module that was trained.
+        trainer: Its trainer, for the attributes of the strategy.
+        optimizers: The optimizers that were used.
+
+    Returns:
+        A description of each fact and its value; compare two of them with `differences`.
+    """
+    found: dict[str, Any] = dict(_process())
+    for name, part in module.named_modules(remove_duplicate=False):
+        found.update(_object(name or "module", part))
+        found[f"{name or 'module'}.training"] = part.training
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        found[f"{name}.requires_grad"] = parameter.requires_grad
+        for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+            found[f"{name}.{hooks}"] = len(getattr(parameter, hooks, None) or ())
+        found.update({f"{name}.{attribute}": True for attribute in vars(parameter)})
+    for index, optimizer in enumerate(optimizers):
+        found.update(_object(f"optimizers[{index}]", optimizer))
+    if trainer is not None:
+        found.update({f"trainer.strategy.{name}": True for name in vars(trainer.strategy)})
+    return found
+
+
+def _object(where: str, thing: object) -> Iterator[tuple[str, Any]]:
+    for name, value in vars(thing).items():
+        is_hooks = "hooks" in name and isinstance(value, dict)
+        yield f"{where}.{name}", len(cast("dict[Any, Any]", value)) if is_hooks else True
+        if name in {"_modules", "_parameters", "_buffers"}:
+            yield from ((f"{where}.{child}", True) for child in value)
+
+
+def _process() -> Iterator[tuple[str, Any]]:
+    yield "torch.get_default_dtype()", torch.get_default_dtype()
+    yield "torch.is_grad_enabled()", torch.is_grad_enabled()
+    yield "torch.is_anomaly_enabled()", torch.is_anomaly_enabled()
+    yield "deterministic algorithms", torch.are_deterministic_algorithms_enabled()
+    yield "float32 matmul precision", torch.get_float32_matmul_precision()
+    for owner in (nn.modules.module, torch.optim.optimizer):
+        for name, value in vars(owner).items():
+            if name.startswith("_global_") and isinstance(value, dict):
+                yield f"{owner.__name__}.{name}", len(cast("dict[Any, Any]", value))
+    yield "sys.excepthook", sys.excepthook
+    for number in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, number):
+            yield f"handler of {number}", signal.getsignal(getattr(signal, number))
+
+
+def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """Describe each fact in which *found* differs from *expected*, sorted."""
+    return [
+        f"{name}: {found.get(name, _ABSENT)!r} instead of {expected.get(name, _ABSENT)!r}"
+        for name in sorted({*found, *expected})
+        if found.get(name, _ABSENT) != expected.get(name, _ABSENT)
+    ]
+
+
+def weights_of(module: LightningModule) -> dict[str, Tensor]:
+    """Copies of the module's parameters and buffers, persistent or not, by name."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return {name: tensor.detach().clone() for name, tensor in tensors}
+
+
+def random_states() -> dict[str, Any]:
+    """The states of the global random generators that are loaded: Python's, torch's, NumPy's."""
+    states: dict[str, Any] = {"random": random.getstate(), "torch": torch.get_rng_state()}
+    if (numpy := sys.modules.get("numpy")) is not None:
+        _, keys, *rest = numpy.random.get_state()
+        states["numpy"] = (keys.tolist(), *rest)
+    return states
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two nested values are equal: tensors bitwise, with dtype; NaN equals NaN."""
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return _same_tensors(one, other)
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Mapping):
+        left, right = cast("Mapping[Any, Any]", one), cast("Mapping[Any, Any]", other)
+        return left.keys() == right.keys() and all(same(left[k], right[k]) for k in left)
+    if isinstance(one, (list, tuple)):
+        pair = cast("tuple[list[Any], list[Any]]", (one, other))
+        return len(pair[0]) == len(pair[1]) and all(map(same, *pair))
+    return bool(one == other) or (one != one and other != other)  # noqa: PLR0124 -- NaN differs from itself
+
+
+def _same_tensors(one: Any, other: Any) -> bool:
+    if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
+        return False
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    left, right = (t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (one, other))
+    return torch.equal(left, right)

@@ -1,0 +1,3 @@
+"""Ending the training when a metric has stopped getting better."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""The exponential moving average of the weights."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Leaving out optimizer steps with exploding gradients."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Scaling the gradients of parameters that are used several times."""
+
+from __future__ import annotations

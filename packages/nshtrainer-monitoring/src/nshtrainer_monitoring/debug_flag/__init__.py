@@ -1,0 +1,3 @@
+"""The automatic debug flag."""
+
+from __future__ import annotations

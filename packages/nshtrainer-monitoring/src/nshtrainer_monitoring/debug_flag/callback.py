@@ -1,0 +1,77 @@
+"""Sets `trainer.debug` while a run is only a rehearsal."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, ClassVar
+
+from lightning.pytorch import LightningModule, Trainer
+from typing_extensions import override
+
+from nshtrainer.callbacks.callback import ConfiguredCallback
+
+from .config import DebugFlagCallbackConfig
+
+__all__ = ["DebugFlagCallback"]
+
+log = logging.getLogger(__name__)
+
+_ABSENT = object()
+
+
+class DebugFlagCallback(ConfiguredCallback[DebugFlagCallbackConfig]):
+    """Sets `trainer.debug`; see `DebugFlagCallbackConfig`.
+
+    A plain Lightning trainer has no such attribute; there it exists while it is set.
+    """
+
+    config_class: ClassVar[type[DebugFlagCallbackConfig]] = DebugFlagCallbackConfig
+
+    def __init__(self, config: DebugFlagCallbackConfig | None = None, **options: Any) -> None:
+        super().__init__(config, **options)
+        self._before: list[object] = []  # what the flag was before each time it was set
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._before.clear()  # a run that was killed in between left nothing to restore
+        if self.config.enabled and trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType] -- set by Lightning's connector
+            self._set(trainer)
+            log.debug("trainer.debug is set for this fast_dev_run")
+
+    @override
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.config.enabled:
+            self._set(trainer)
+
+    @override
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.config.enabled:
+            self._restore(trainer)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._restore_all(trainer)
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        # Lightning calls neither on_sanity_check_end nor teardown after an exception.
+        self._restore_all(trainer)
+
+    def _set(self, trainer: Trainer) -> None:
+        self._before.append(getattr(trainer, "debug", _ABSENT))
+        trainer.debug = True  # pyright: ignore[reportAttributeAccessIssue] -- nshtrainer's attribute, also on a plain trainer
+
+    def _restore_all(self, trainer: Trainer) -> None:
+        while self._before:
+            self._restore(trainer)
+
+    def _restore(self, trainer: Trainer) -> None:
+        if not self._before:
+            return
+        before = self._before.pop()
+        if before is not _ABSENT:
+            trainer.debug = before  # pyright: ignore[reportAttributeAccessIssue] -- as above
+        elif hasattr(trainer, "debug"):
+            del trainer.debug  # pyright: ignore[reportAttributeAccessIssue] -- as above

@@ -1,0 +1,3 @@
+"""Durations of epochs."""
+
+from __future__ import annotations

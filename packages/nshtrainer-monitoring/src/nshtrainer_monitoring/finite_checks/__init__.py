@@ -1,0 +1,3 @@
+"""Checks of gradients."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""The epoch as a fraction."""
+
+from __future__ import annotations

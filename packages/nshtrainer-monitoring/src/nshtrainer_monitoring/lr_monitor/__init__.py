@@ -1,0 +1,3 @@
+"""Learning rates."""
+
+from __future__ import annotations

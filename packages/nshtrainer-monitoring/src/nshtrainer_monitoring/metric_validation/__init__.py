@@ -1,0 +1,3 @@
+"""Required metrics."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Norms of gradients and parameters."""
+
+from __future__ import annotations

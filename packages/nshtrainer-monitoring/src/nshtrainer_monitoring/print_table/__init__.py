@@ -1,0 +1,3 @@
+"""A printed table of metrics."""
+
+from __future__ import annotations

@@ -1,0 +1,51 @@
+"""Configuration of the callback that watches gradients and parameters with Weights & Biases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal
+
+from typing_extensions import override
+
+from nshtrainer.callbacks.base import CallbackConfigBase, callback_registry
+from nshtrainer.types import PositiveInt
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+
+    from nshtrainer.trainer.config import TrainerConfig
+
+__all__ = ["WandbWatchCallbackConfig"]
+
+
+@callback_registry.register
+class WandbWatchCallbackConfig(CallbackConfigBase):
+    """Sends histograms of gradients and parameters to Weights & Biases (`wandb.watch`).
+
+    Needs a W&B logger; without one it says so and does nothing. Nothing is watched in a fast dev
+    run. A module with a method `wandb_log_module()` chooses what is watched instead of itself.
+    """
+
+    name: Literal["wandb_watch"] = "wandb_watch"
+
+    enabled: bool = True
+    """Whether the callback is used."""
+
+    log: Literal["gradients", "parameters", "all"] | None = "gradients"
+    """What is recorded; None records no histograms, which leaves `log_graph`."""
+
+    log_graph: bool = False
+    """Whether the module graph is recorded too. Off by default: W&B records it with closures hung
+    on every submodule, and a module that carries closures can be neither copied nor pickled until
+    its first forward pass is over."""
+
+    log_freq: PositiveInt = 1000
+    """Backward passes (not optimizer steps) between two records. Each record computes a histogram
+    per parameter and waits for the device."""
+
+    @override
+    def create_callbacks(self, trainer_config: TrainerConfig) -> Iterable[Callback]:
+        if self.enabled:
+            from .callback import WandbWatchCallback
+
+            yield WandbWatchCallback(self)
