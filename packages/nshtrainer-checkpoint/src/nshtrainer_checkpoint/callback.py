@@ -1,281 +1,188 @@
-"""The checkpoint callbacks that Lightning knows: one `ModelCheckpoint` whose every hook is ours."""
+"""`BestCheckpointCallback` and `LastCheckpointCallback`: what to rank by, and when to save."""
 
 from __future__ import annotations
 
 import difflib
-import logging
 import time
-from abc import abstractmethod
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
-from weakref import proxy
+from typing import TYPE_CHECKING, Any
 
-import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.trainer.states import TrainerFn
-from nshtrainer.callbacks.callback import resolve_config, silence_unused_hooks
-from nshtrainer.errors import ConfigError
 from typing_extensions import override
 
+from nshtrainer.callbacks.callback import resolve_config, silence_unused_hooks
+from nshtrainer.errors import ConfigError
+
+from .base import CheckpointCallback
 from .config import BestCheckpointCallbackConfig, LastCheckpointCallbackConfig
-from .metadata import Record, SidecarReader, plain_metrics, sidecar_of
-from .names import Key, NameTemplate, duration_text, slug
-from .plain import foreign_values, make_plain
-from .retention import Retention, best_first, newest_first, retain
-from .storage import free_name, point_link
-from .writer import SavePlan, Writer, agree, newest_checkpoint
+from .metadata import Record
+from .names import Key, NameTemplate, slug
+from .retention import best_first, newest_first
+from .writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
-
     from lightning.pytorch import LightningModule, Trainer
-    from nshtrainer.metric import MetricConfig
+
     from nshtrainer.run.run import Run
 
-__all__ = ["BestCheckpointCallback", "CheckpointCallback", "LastCheckpointCallback"]
-
-log = logging.getLogger(__name__)
+__all__ = ["BestCheckpointCallback", "LastCheckpointCallback"]
 
 
-class CheckpointCallback(ModelCheckpoint):
-    """What best and last have in common: when they act, and how a save goes.
+class BestCheckpointCallback(CheckpointCallback):
+    """Keeps the checkpoints with the best values of a metric.
 
-    A `ModelCheckpoint`, since Lightning's `ckpt_path="last"` and loggers ask for one, but none of
-    its hooks is used.
+    Args:
+        config: What to keep; by hand its `metric` must be set.
+        run: The run; None keeps them below the trainer's root directory.
+        folder_name: Name of the folder; None is `best_<metric>`.
+        options: Fields of the configuration, if none is given.
+
+    Raises:
+        ConfigError: There is no metric.
+        pydantic.ValidationError: An option does not fit.
     """
 
-    config: BestCheckpointCallbackConfig | LastCheckpointCallbackConfig
+    config: BestCheckpointCallbackConfig
+    """The configuration; not shared with any other run."""
 
     def __init__(
         self,
-        config: BestCheckpointCallbackConfig | LastCheckpointCallbackConfig,
-        writer: Writer,
-        template: NameTemplate,
-        metric: MetricConfig | None = None,
+        config: BestCheckpointCallbackConfig | None = None,
+        *,
+        run: Run | None = None,
+        folder_name: str | None = None,
+        **options: Any,
     ) -> None:
-        self._best_model_path = ""
+        config = resolve_config(BestCheckpointCallbackConfig, config, options)
+        if config.metric is None:
+            raise ConfigError(
+                "BestCheckpointCallback needs a metric and there is none; give "
+                "metric=MetricConfig(name=..., mode='min' or 'max')"
+            )
+        metric = self._metric = config.metric
+        name = folder_name or _labelled(f"best_{slug(metric.name)}", config.label)
+        self.config = config
         super().__init__(
-            monitor=None if metric is None else metric.name,
-            mode="min" if metric is None else metric.mode,
-            save_weights_only=config.save_weights_only,
-            auto_insert_metric_name=False,
+            config,
+            Writer(
+                identity=config.identity,
+                folder_name=name,
+                dirpath=config.dirpath,
+                run=run,
+                link_name=f"{name}.ckpt" if config.save_symlink else None,
+                weights_only=config.save_weights_only,
+            ),
+            NameTemplate.parse(config.filename)
+            if config.filename is not None
+            else _default_template(f"-{slug(metric.name)}", metric.name),
+            metric,
         )
-        self.config, self.writer, self._template = config, writer, template
-        self.save_top_k = -1 if config.topk == "all" else config.topk
-        self._topk = None if config.topk == "all" else config.topk
-        self._warned: set[str] = set()
-        self._checked_content = False
-        silence_unused_hooks(self)
+        silence_unused_hooks(self, "on_train_batch_end")
 
-    # ---- what differs -----------------------------------------------------------------------
-
-    @abstractmethod
+    @override
     def _value(self, metrics: dict[str, float]) -> float | None:
-        """The value to rank by."""
+        value = metrics.get(self._metric.name)
+        if value is None:
+            near = difflib.get_close_matches(self._metric.name, metrics, n=1)
+            self._warn_once(
+                f"the metric {self._metric.name!r} was not logged, so what is best is not known and "
+                f"every number would rank before this checkpoint. Logged: "
+                f"{', '.join(sorted(metrics)) or 'nothing'}. "
+                + (f"Did you mean {near[0]!r}?" if near else "Log it in `validation_step`.")
+            )
+        return value
 
-    @abstractmethod
-    def _retain(self, trainer: Trainer, new: Record) -> Retention[Record]:
-        """Decide what stays."""
+    @override
+    def _competitors(self) -> list[Record]:
+        return [*self._inherited(), *self.writer.on_the_way()]
 
-    @abstractmethod
+    @override
     def _rank(self, records: list[Record]) -> list[Record]:
-        """Sort, the most worth keeping first."""
+        return best_first(records, self._metric.mode)
 
-    # ---- Lightning's hooks, all of them -------------------------------------------------------
 
-    @property
-    @override
-    def state_key(self) -> str:
-        return f"nshtrainer.{self.config.identity}"
+class LastCheckpointCallback(CheckpointCallback):
+    """Keeps the newest checkpoints.
 
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.writer.settle(trainer, stage)
-        self.dirpath = str(self.writer.folder)
-        self._checked_content = False
+    Args:
+        config: What to keep and when to save.
+        run: The run; None keeps them below the trainer's root directory.
+        options: Fields of the configuration, if none is given.
+
+    Raises:
+        pydantic.ValidationError: An option does not fit.
+    """
+
+    config: LastCheckpointCallbackConfig
+    """The configuration; not shared with any other run."""
+
+    def __init__(
+        self,
+        config: LastCheckpointCallbackConfig | None = None,
+        *,
+        run: Run | None = None,
+        **options: Any,
+    ) -> None:
+        config = resolve_config(LastCheckpointCallbackConfig, config, options)
+        name = _labelled("last", config.label)
+        self.config = config
+        super().__init__(
+            config,
+            Writer(
+                identity=config.identity,
+                folder_name=name,
+                dirpath=config.dirpath,
+                run=run,
+                link_name=f"{name}.ckpt" if config.save_symlink else None,
+                weights_only=config.save_weights_only,
+            ),
+            NameTemplate.parse(config.filename)
+            if config.filename is not None
+            else _default_template("-duration", "train_duration"),
+        )
+        self._seen_step = 0
+        self._interval = config.save_on_time_interval
+        if self._interval is None:
+            silence_unused_hooks(self, "on_train_batch_end")
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._last_time_checked = time.monotonic()
-        self.writer.begin(trainer)
-        if trainer.is_global_zero:
-            ranked = self._rank([*self._inherited(), *self.writer.on_the_way()])
-            self._show(ranked)
-            if self.writer.link is not None:  # a process killed after its commit left it behind
-                own = [r.path for r in ranked if r.path.parent == self.writer.folder]
-                point_link(self.writer.link, own[0] if own else None)
+        super().on_train_start(trainer, pl_module)
+        self._seen_step = trainer.global_step
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Nothing here; `LastCheckpointCallback` looks at its interval."""
-
-    @override
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not _validates(trainer):
+        """Save when the interval is over: rank 0 asks its clock and tells the others."""
+        # Between optimizer steps there are gradients that no checkpoint would hold.
+        if self._interval is None or trainer.global_step == self._seen_step:
+            return
+        self._seen_step = trainer.global_step
+        is_due = (
+            time.monotonic() - (self._last_time_checked or 0.0) >= self._interval.total_seconds()
+        )
+        if trainer.strategy.broadcast(is_due):
             self._save_if_due(trainer, pl_module)
 
     @override
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save_if_due(trainer, pl_module)
 
     @override
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Nothing: a collective save could wait for a rank that has gone."""
+    def _value(self, metrics: dict[str, float]) -> float | None:
+        return None
 
     @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing here; `LastCheckpointCallback` saves steps made since its last save."""
+    def _competitors(self) -> list[Record]:
+        return self.writer.on_the_way()
 
     @override
-    def state_dict(self) -> dict[str, Any]:
-        """Plain data; what to do comes from the configuration, never from a checkpoint."""
-        score = self.best_model_score
-        return {
-            **self.writer.state_dict(),
-            "monitor": self.monitor,
-            "mode": self.mode,
-            "best_model_path": str(self.best_model_path),
-            "best_model_score": None if score is None else float(score),
-            "kept": [str(path) for path in self.best_k_models],
-            "last_model_path": str(self.last_model_path),
-            "last_saved_step": self._last_global_step_saved,
-        }
+    def _rank(self, records: list[Record]) -> list[Record]:
+        return newest_first(records)
 
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.writer.load_state_dict(state_dict)
-        self._last_global_step_saved = int(state_dict.get("last_saved_step", 0))
-        same = (state_dict.get("monitor"), state_dict.get("mode")) == (self.monitor, self.mode)
-        self._loaded_paths = [Path(p) for p in state_dict.get("kept", ())] if same else []
 
-    def on_checkpoint_prepare(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        checkpoint: MutableMapping[str, Any],
-        weights_only: bool,  # noqa: FBT001 -- the event's signature
-    ) -> None:
-        """Make hyper-parameters plain data; warn once of what else torch will refuse to read."""
-        make_plain(checkpoint)
-        if not self._checked_content and trainer.is_global_zero:
-            self._checked_content = True
-            for place, kind in foreign_values(dict(checkpoint)):
-                self._warn_once(
-                    f"{place} is a {kind.__module__}.{kind.__qualname__}, so the checkpoint cannot "
-                    f"be read with torch.load(weights_only=True), nor be resumed from. Store plain "
-                    f"data (numbers, text, tensors, lists, mappings) in its place."
-                )
-                break
+def _default_template(prefix: str, key: str) -> NameTemplate:
+    return NameTemplate(("epoch", Key("epoch"), "-step", Key("step"), prefix, Key(key)))
 
-    # ---- what Lightning and loggers ask for ---------------------------------------------------
 
-    @property
-    def best_model_path(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride] -- an attribute there
-        """The checkpoint that ranks first; in a new process it is looked up on disk."""
-        if not self._best_model_path:
-            folder = self.writer.locate()
-            ranked = self._rank(self.writer.present(folder)) if folder is not None else []
-            return str(ranked[0].path) if ranked else ""
-        return self._best_model_path
-
-    @best_model_path.setter
-    def best_model_path(self, value: str) -> None:
-        self._best_model_path = value
-
-    @override
-    def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
-        newest = newest_checkpoint(trainer)
-        return set() if newest is None else {str(newest)}
-
-    # ---- saving -------------------------------------------------------------------------------
-
-    def _save_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save if there was a step since the last decision; every rank comes to the same answer."""
-        if (
-            trainer.state.fn == TrainerFn.FITTING
-            and not trainer.sanity_checking
-            and not trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue] -- set in Lightning's __init__
-            and trainer.global_step != self._last_global_step_saved
-        ):
-            self._save(trainer, pl_module)
-
-    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        logged = dict(trainer.callback_metrics)  # on every rank: computing it may be a collective
-        plan = agree(trainer, lambda: self._plan(trainer, plain_metrics(logged)))
-        self._last_time_checked = time.monotonic()
-        before = self._last_global_step_saved
-        self._last_global_step_saved = trainer.global_step
-        if plan is None:
-            return
-        shown = self.best_k_models, self._best_model_path, self.best_model_score, self.last_model_path
-        self._show(plan.kept)  # before the save: the checkpoint's own state counts it
-        self.last_model_path = str(plan.record.path)
-        self.current_score = _tensor(plan.record.value)
-        try:
-            self.writer.write(trainer, pl_module, plan)
-        except BaseException:
-            self._last_global_step_saved = before
-            self.best_k_models, self._best_model_path, self.best_model_score, self.last_model_path = shown
-            raise
-        self._last_checkpoint_saved = self.last_model_path
-        if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                logger.after_save_checkpoint(proxy(self))
-
-    def _plan(self, trainer: Trainer, metrics: dict[str, float]) -> SavePlan | None:
-        writer = self.writer
-        values = {
-            **metrics,
-            "epoch": trainer.current_epoch,
-            "step": trainer.global_step,
-            "train_duration": duration_text(writer.train_seconds),
-        }
-        stem, missing = self._template.render(values)
-        for key in missing:
-            if key != self.monitor:
-                self._warn_once(
-                    f"the file name asks for {key!r}, which was not logged or has another format; "
-                    f"it reads 'none'. Known now: {', '.join(sorted(values))}."
-                )
-        new = writer.new_record(trainer, free_name(writer.folder, stem), self._value(metrics))
-        decision = self._retain(trainer, new)
-        if not decision.saves:
-            log.debug("%s: step %s is not kept", writer.identity, new.step)
-            return None
-        own = [r.path for r in decision.kept if r.path.parent == writer.folder]
-        monitor = None if self.monitor is None else {"name": self.monitor, "mode": self.mode}
-        return writer.plan(
-            new,
-            removed=decision.removed,
-            kept=decision.kept,
-            link_to=own[0] if own else None,
-            metrics=metrics,
-            monitor=monitor,
-        )
-
-    def _inherited(self) -> list[Record]:
-        """What the resumed run kept in another folder, if it is still there; never deleted here."""
-        reader = SidecarReader()
-        paths = [p for p in self._loaded_paths if p.parent != self.writer.folder]
-        present = {r.path: r for folder in {p.parent for p in paths} for r in reader.records(folder)}
-        return [present[p] for p in paths if p in present and sidecar_of(p).exists()]
-
-    def _show(self, ranked: list[Record]) -> None:
-        """Set what Lightning, its loggers and the user read."""
-        self.best_k_models = {str(r.path): _tensor(r.value) for r in ranked}
-        self._best_model_path = str(ranked[0].path) if ranked else ""
-        self.best_model_score = _tensor(ranked[0].value) if ranked else None
-        self.kth_best_model_path = str(ranked[-1].path) if ranked else ""
-        if ranked:
-            self.kth_value = _tensor(ranked[-1].value)
-
-    def _warn_once(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            log.warning("%s: %s", self.writer.identity, message)
-
-    _loaded_paths: ClassVar[list[Path]] = []
+def _labelled(name: str, label: str | None) -> str:
+    return f"{name}-{label}" if label else name

@@ -9,6 +9,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from pydantic import BeforeValidator, Field, field_validator
+from typing_extensions import override
+
 from nshtrainer.callbacks.base import (
     CallbackConfigBase,
     CallbackMetadataConfig,
@@ -17,13 +20,12 @@ from nshtrainer.callbacks.base import (
 from nshtrainer.errors import ConfigError
 from nshtrainer.metric import MetricConfig
 from nshtrainer.types import PositiveInt
-from pydantic import BeforeValidator, Field, field_validator
-from typing_extensions import override
 
 from .names import NameTemplate, slug
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
+
     from nshtrainer.trainer.config import TrainerConfig
 
 __all__ = [

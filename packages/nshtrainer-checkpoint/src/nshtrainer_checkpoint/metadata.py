@@ -18,7 +18,15 @@ from typing import Any, cast
 
 from .names import EXTENSION
 
-__all__ = ["Record", "SidecarReader", "digest", "is_intact", "pending_of", "plain_metrics", "sidecar_of"]
+__all__ = [
+    "Record",
+    "SidecarReader",
+    "digest",
+    "is_intact",
+    "pending_of",
+    "plain_metrics",
+    "sidecar_of",
+]
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +83,7 @@ class Record:
             raise ValueError(f"it belongs to {values.get('checkpoint_filename')!r}")
         run_id = values.get("run_id")
         try:
-            monitor = values.get("monitor") or {}
+            monitor = cast("dict[str, Any]", values.get("monitor") or {})
             return cls(
                 path=path,
                 run_id=None if run_id is None else str(run_id),

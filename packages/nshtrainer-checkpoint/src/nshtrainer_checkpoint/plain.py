@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
+import datetime as dt
 import enum
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -33,14 +33,14 @@ def make_plain(checkpoint: MutableMapping[str, Any]) -> None:
             checkpoint[key] = _plain(checkpoint[key])
 
 
-def _plain(value: Any) -> Any:  # noqa: PLR0911 -- a table of kinds
+def _plain(value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return _plain(value.value)
     if isinstance(value, PurePath):
         return str(value)
-    if isinstance(value, (datetime.date, datetime.time)):
+    if isinstance(value, (dt.date, dt.time)):
         return value.isoformat()
-    if isinstance(value, datetime.timedelta):
+    if isinstance(value, dt.timedelta):
         return value.total_seconds()
     if isinstance(value, BaseModel):
         return _plain(value.model_dump(mode="json"))
@@ -58,10 +58,8 @@ def _plain(value: Any) -> Any:  # noqa: PLR0911 -- a table of kinds
 
 def _base_kind(value: Any) -> Any:
     """A subclass of a plain kind (a numpy number, a text class) as that kind."""
-    for kind in (bool, int, float, str, bytes):
-        if isinstance(value, kind):
-            return kind(value)
-    return value
+    kinds: list[Any] = [bool, int, float, str, bytes]
+    return next((kind(value) for kind in kinds if isinstance(value, kind)), value)
 
 
 def foreign_values(value: Any, where: str = "checkpoint") -> Iterator[tuple[str, type]]:

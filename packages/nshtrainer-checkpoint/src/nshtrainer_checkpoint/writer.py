@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
+import datetime as dt
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
+
 from nshtrainer.errors import ConfigError, NshTrainerError
 from nshtrainer.files import temporary_path
 from nshtrainer.runtime import driver, events
@@ -24,6 +25,7 @@ from .storage import commit, discard, point_link, recover, remove
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
+
     from nshtrainer.run.run import Run
 
 __all__ = ["SavePlan", "Writer", "agree", "newest_checkpoint", "writers_of"]
@@ -131,6 +133,7 @@ class Writer:
                     f"{self.folder}; give one of them a `label` or its own `dirpath`"
                 )
         if stage == "fit":
+            self._loaded = {}  # of an earlier fit; a checkpoint's state comes after `setup`
             driver.attach(trainer, self.identity).enable_saving(trainer)
             if trainer.is_global_zero and self.folder.is_dir():
                 with contextlib.suppress(OSError):  # clearing up is no reason to fail
@@ -167,7 +170,8 @@ class Writer:
             lineage = Lineage.from_state(loaded)
         else:
             # A second fit of this trainer goes on where it was.
-            lineage = self.lineage if loaded is None and trainer.ckpt_path is None else None
+            goes_on = loaded is None and trainer.ckpt_path is None and trainer.global_step > 0
+            lineage = self.lineage if goes_on else None
         if lineage is None:
             self.lineage = Lineage.fresh(present)
             ahead = max((step for _, step in present), default=0)
@@ -179,10 +183,6 @@ class Writer:
                 )
         else:
             self.lineage = lineage.resumed(trainer.global_step, present)
-
-    def forget_loaded(self) -> None:
-        """Drop what a checkpoint said, once every callback has begun."""
-        self._loaded = {}
 
     # ---- state ------------------------------------------------------------------------------
 
@@ -248,7 +248,7 @@ class Writer:
             "monitor": monitor and {**monitor, "value": json_number(record.value)},
             "metrics": {name: json_number(v) for name, v in (metrics or {}).items()},
             "training_time_s": round(self.train_seconds, 3),
-            "checkpoint_timestamp": datetime.datetime.now(datetime.timezone.utc).isoformat(),
+            "checkpoint_timestamp": dt.datetime.now(dt.timezone.utc).isoformat(),
         }
         self._ensure_folder()
         return SavePlan(
@@ -362,7 +362,7 @@ def _no_barrier(trainer: Trainer) -> Generator[None]:
     """Let one rank save by itself: the others will never reach a barrier."""
     strategy: Any = trainer.strategy
     before = strategy.__dict__.get("barrier")
-    strategy.barrier = lambda *_args, **_kwargs: None
+    strategy.barrier = _pass
     try:
         yield
     finally:
@@ -370,6 +370,10 @@ def _no_barrier(trainer: Trainer) -> Generator[None]:
             del strategy.barrier
         else:
             strategy.barrier = before
+
+
+def _pass(*_args: Any, **_kwargs: Any) -> None:
+    """Wait for nobody."""
 
 
 def _wait_for_async(trainer: Trainer) -> None:

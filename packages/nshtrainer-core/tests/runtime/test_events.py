@@ -15,6 +15,9 @@ from nshtrainer.runtime.events import emit
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),  # one process is the point
+    pytest.mark.filterwarnings(
+        "ignore:.*LeafSpec.*:FutureWarning"
+    ),  # Lightning 2.6 with torch 2.15
 ]
 
 

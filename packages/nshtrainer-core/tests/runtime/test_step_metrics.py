@@ -18,6 +18,9 @@ from nshtrainer.runtime.step_metrics import (
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),  # one process is the point
+    pytest.mark.filterwarnings(
+        "ignore:.*LeafSpec.*:FutureWarning"
+    ),  # Lightning 2.6 with torch 2.15
     pytest.mark.filterwarnings("ignore:The number of training batches"),  # tiny data
 ]
 
@@ -115,11 +118,15 @@ class Reader(Callback):
 
 
 def make_trainer(logger, *callbacks, **options):
-    options = {"max_epochs": 2, "log_every_n_steps": 2, **options}
+    options = {
+        "max_epochs": 2,
+        "log_every_n_steps": 2,
+        "enable_checkpointing": False,
+        **options,
+    }
     return Trainer(
         accelerator="cpu",
         logger=logger,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=list(callbacks),
@@ -232,7 +239,7 @@ def test_metrics_logged_after_the_flush_are_sent_at_once():
         pass
 
     recorder, late = Recorder(), LateCheckpoint()
-    make_trainer([recorder], late).fit(Module())
+    make_trainer([recorder], late, enable_checkpointing=True).fit(Module())
 
     theirs = [(step, m["theirs"]) for step, m in recorder.calls if "theirs" in m]
     assert len(theirs) == 7

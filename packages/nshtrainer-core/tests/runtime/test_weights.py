@@ -44,6 +44,15 @@ def holds(params: list[Tensor], values: list[Tensor]) -> bool:
     return all(torch.equal(p.detach(), v.to(p.dtype)) for p, v in zip(params, values, strict=True))
 
 
+class Subclass(Tensor):
+    pass
+
+
+def make_inference(value: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return value.clone()
+
+
 @pytest.mark.parametrize("allow_pointer", [True, False])
 def test_a_swap_shows_the_other_weights_and_leaves_both_sets_as_they_were(allow_pointer: bool):
     """Parameters and buffers hold the values inside; after, both sets are bit for bit as before."""
@@ -72,7 +81,7 @@ def test_a_swap_shows_the_other_weights_and_leaves_both_sets_as_they_were(allow_
     [
         ("dtype", lambda v: v.double()),
         ("strides", lambda v: v.t().contiguous().t()),
-        ("inference tensor", lambda v: make_inference(v)),
+        ("inference tensor", make_inference),
         ("tensor subclass", lambda v: v.as_subclass(Subclass)),
     ],
 )
@@ -91,15 +100,6 @@ def test_values_of_another_kind_are_copied(reason: str, change: Callable[[Tensor
         assert torch.equal(params[0].detach(), values[0].float().as_subclass(Tensor))
     assert_same(params, before)
     layer(torch.rand(1, 3)).sum().backward()
-
-
-class Subclass(Tensor):
-    pass
-
-
-def make_inference(value: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return value.clone()
 
 
 def test_a_wide_shadow_of_narrow_weights_is_copied_and_restored():
@@ -281,6 +281,7 @@ def test_it_works_in_and_out_of_inference_mode(allow_pointer: bool, leave_in_inf
     swap = WeightSwap()
     with torch.inference_mode():
         swap.swap_in(params, others(params), allow_pointer=allow_pointer)
+        assert not any(original.is_inference() for original in swap.originals)
         if leave_in_inference_mode:
             swap.swap_out()
     swap.swap_out()

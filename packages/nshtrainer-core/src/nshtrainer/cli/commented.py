@@ -19,7 +19,7 @@ __all__ = ["commented_yaml"]
 _WIDTH = 96
 _HEAD = (
     "A training run for nshtrainer. Every field is here with its default, so whatever is not "
-    "changed can be deleted."
+    "changed can be deleted. Where a comment says None, YAML says null."
 )
 _LIGHTNING = "Arguments of Lightning's Trainer; null leaves the choice to Lightning."
 

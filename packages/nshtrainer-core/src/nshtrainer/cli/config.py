@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import click
 from pydantic import BaseModel, ValidationError
 
 from nshtrainer.callbacks.base import callback_registry
-from nshtrainer.config_files import dotted
+from nshtrainer.config_files import describe, load_data
 from nshtrainer.errors import ConfigError
 from nshtrainer.loggers.base import logger_registry
+from nshtrainer.registry import Registry
 from nshtrainer.trainer.config import SLOTS, TrainerConfig
 
 from .commented import commented_yaml
@@ -28,8 +30,8 @@ __all__ = ["config", "config_with"]
     "--with",
     "names",
     multiple=True,
-    metavar="NAME",
-    help="Also include this callback, slot or logger with its defaults; may be given again.",
+    metavar="NAME[:FIELD=VALUE,...]",
+    help="Also include this callback, slot or logger; may be given again.",
 )
 @click.option(
     "--schema", metavar="PATH", help="Name this JSON schema in the first line, for editors."
@@ -49,26 +51,41 @@ def config(out: Path | None, names: tuple[str, ...], schema: str | None, force: 
     write_result(text, out)
 
 
-def config_with(names: tuple[str, ...]) -> TrainerConfig:
-    """The default configuration with the callbacks, slots and loggers *names* added.
+def config_with(wanted: Sequence[str]) -> TrainerConfig:
+    """The default configuration with callbacks, slots and loggers added.
+
+    Args:
+        wanted: Names, each alone or with values: `ema:decay=0.999,validate_original=true`.
 
     Raises:
-        ConfigError: Nobody knows a name, or something has fields without a default.
+        ConfigError: Nobody knows a name, a value does not fit, or a field without a default has none.
         nshtrainer.PluginError: The plugin of a name is missing, or cannot be used.
     """
     made = TrainerConfig()
-    for name in dict.fromkeys(names):
-        callback = SLOTS.get(name, name)
+    for text in wanted:
+        name, _, assignments = text.partition(":")
+        callback, values = SLOTS.get(name, name), _values(text, assignments)
         slot = next((s for s, held in SLOTS.items() if held == callback), None)
         if slot is not None:
-            if getattr(made, slot) is None:
-                made = made.replace(**{slot: _default(callback_registry, callback)})
+            made = made.replace(**{slot: _made(callback_registry, callback, values)})
         elif _is_logger(callback):
-            if callback not in {getattr(logger, "name", None) for logger in made.loggers}:
-                made = made.replace(loggers=[*made.loggers, _default(logger_registry, callback)])
+            others = [x for x in made.loggers if getattr(x, "name", None) != callback]
+            made = made.replace(loggers=[*others, _made(logger_registry, callback, values)])
         else:
-            made = made.replace(callbacks=[*made.callbacks, _default(callback_registry, callback)])
+            added = _made(callback_registry, callback, values)
+            made = made.replace(callbacks=[*made.callbacks, added])
     return made
+
+
+def _values(text: str, assignments: str) -> dict[str, Any]:
+    """The values in `field=value,field=value`, each read as YAML."""
+    values: dict[str, Any] = {}
+    for part in assignments.split(",") if assignments else ():
+        field, equals, value = part.partition("=")
+        if not equals:
+            raise ConfigError(f"--with {text}: {part!r} is no assignment; write NAME:FIELD=VALUE")
+        values[field.strip()] = load_data(value, "yaml", source=f"--with {text}")
+    return values
 
 
 def _is_logger(name: str) -> bool:
@@ -77,14 +94,16 @@ def _is_logger(name: str) -> bool:
     )
 
 
-def _default(registry: Any, name: str) -> BaseModel:
+def _made(registry: Registry[Any], name: str, values: Mapping[str, Any]) -> BaseModel:
     try:
-        return registry[name]()
+        return registry[name].model_validate(values)
     except KeyError as error:
         raise ConfigError(str(error.args[0])) from None
     except ValidationError as error:
-        fields = ", ".join(dict.fromkeys(dotted(e["loc"]) for e in error.errors()))
-        raise ConfigError(
-            f"{name!r} has no usable default for {fields}; leave it out here and write it into the "
-            f"file by hand"
-        ) from error
+        missing = [str(e["loc"][0]) for e in error.errors() if e["type"] == "missing"]
+        if missing:
+            example = ",".join(f"{field}=VALUE" for field in missing)
+            raise ConfigError(
+                f"{name!r} has no default for {', '.join(missing)}; write --with {name}:{example}"
+            ) from None
+        raise ConfigError(describe(error, f"--with {name}")) from None

@@ -86,6 +86,11 @@ class RuntimeCallback(Callback):
         self._saving = False
         self._choose_hooks()
 
+    @override
+    def __reduce__(self) -> tuple[type[RuntimeCallback], tuple[()]]:
+        """Copy as new: hooks, tensors and clients belong to this process and run."""
+        return type(self), ()
+
     @property
     @override
     def state_key(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Untyped or private in torch's stubs; there is no public form of the foreach functions.
 _torch: Any = torch
+
+_Kind: TypeAlias = tuple[torch.device, torch.dtype]
 
 __all__ = ["GradientNorms", "measure_norms", "non_finite_names"]
 
@@ -81,11 +83,14 @@ def measure_norms(
     wanted = set(totals) | set(per_parameter)
     if finite and not wanted:
         wanted.add(2.0)
-    each = {p: _norms(grads, p, scale) for p in sorted(wanted)}
+    kind = _one_kind(grads)
+    each = {p: _norms(grads, p, scale, kind) for p in sorted(wanted)}
     # A finite check needs one total; the 2-norm where there is one, since it is the cheapest.
     checked = (2.0 if 2.0 in wanted else min(wanted)) if finite else None
     whole = {
-        p: _combine(norms, p, device) for p, norms in each.items() if p in totals or p == checked
+        p: _combine(norms, p, device, alike=kind is not None)
+        for p, norms in each.items()
+        if p in totals or p == checked
     }
     return GradientNorms(
         totals={p: whole[p] for p in totals},
@@ -98,16 +103,20 @@ def non_finite_names(names: Sequence[str], grads: Sequence[Tensor]) -> list[str]
     """Return the names of gradients with a NaN or Inf; exact, and one wait for the device."""
     if not grads:
         return []
-    largest = _norms(grads, math.inf, None)
+    largest = _norms(grads, math.inf, None, _one_kind(grads))
     home = largest[0].device
     flags = torch.isfinite(torch.stack([norm.to(home, torch.float32) for norm in largest]))
     values = cast("list[bool]", flags.tolist())  # pyright: ignore[reportUnknownMemberType] -- torch's stub
     return [name for name, is_finite in zip(names, values, strict=True) if not is_finite]
 
 
-def _norms(grads: Sequence[Tensor], p: float, scale: Tensor | None) -> list[Tensor]:
+def _norms(
+    grads: Sequence[Tensor], p: float, scale: Tensor | None, kind: _Kind | None
+) -> list[Tensor]:
     """Return one 0-dim norm per gradient, in order."""
-    groups: dict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor]]] = {}
+    if kind is not None and (p != math.inf or all(grad.numel() for grad in grads)):
+        return _dense_norms(grads, kind, p, scale)
+    groups: dict[_Kind, list[tuple[int, Tensor]]] = {}
     shards: dict[tuple[Any, tuple[int, ...]], list[int]] = {}
     result: list[Tensor | None] = [None] * len(grads)
     for index, grad in enumerate(grads):
@@ -122,13 +131,8 @@ def _norms(grads: Sequence[Tensor], p: float, scale: Tensor | None) -> list[Tens
             result[index] = torch.zeros((), dtype=dtype, device=local.device)
         else:
             groups.setdefault((local.device, local.dtype), []).append((index, local))
-    for (device, dtype), members in groups.items():
-        # 16-bit accumulation overflows at 65504 (fp16) or keeps 8 bits (bf16).
-        wider = torch.float32 if dtype in {torch.float16, torch.bfloat16} else None
-        norms = _torch._foreach_norm([grad for _, grad in members], p, dtype=wider)
-        if scale is not None:
-            here = scale.to(device, non_blocking=True)
-            norms = _torch._foreach_div(norms, here)
+    for kind, members in groups.items():
+        norms = _dense_norms([grad for _, grad in members], kind, p, scale)
         for (index, _), norm in zip(members, norms, strict=True):
             result[index] = norm
     complete = [norm for norm in result if norm is not None]
@@ -139,12 +143,36 @@ def _norms(grads: Sequence[Tensor], p: float, scale: Tensor | None) -> list[Tens
     return complete
 
 
-def _combine(norms: Sequence[Tensor], p: float, device: torch.device) -> Tensor:
+def _one_kind(grads: Sequence[Tensor]) -> _Kind | None:
+    """Return device and dtype if all are plain, dense and alike: the usual case, kept cheap."""
+    if not grads:
+        return None
+    device, dtype = grads[0].device, grads[0].dtype
+    for grad in grads:
+        if type(grad) is not Tensor or grad.dtype is not dtype or grad.device != device:
+            return None
+        if grad.is_sparse:
+            return None
+    return device, dtype
+
+
+def _dense_norms(
+    grads: Sequence[Tensor], kind: _Kind, p: float, scale: Tensor | None
+) -> list[Tensor]:
+    device, dtype = kind
+    # 16-bit accumulation overflows at 65504 (fp16) or keeps 8 bits (bf16).
+    wider = torch.float32 if dtype in {torch.float16, torch.bfloat16} else None
+    norms = _torch._foreach_norm(list(grads), p, dtype=wider)
+    if scale is not None:
+        norms = _torch._foreach_div(norms, scale.to(device, non_blocking=True))
+    return list(norms)
+
+
+def _combine(norms: Sequence[Tensor], p: float, device: torch.device, *, alike: bool) -> Tensor:
     """Return the norm of *norms*: the norm over all the elements that they were taken of."""
     if not norms:
         return torch.zeros((), device=device)
-    dtype = norms[0].dtype
-    if any(norm.device != device or norm.dtype != dtype for norm in norms):
+    if not alike or norms[0].device != device:
         widest = torch.float64 if any(n.dtype == torch.float64 for n in norms) else torch.float32
         norms = [norm.to(device, widest, non_blocking=True) for norm in norms]
     return _torch.linalg.vector_norm(torch.stack(list(norms)), p)

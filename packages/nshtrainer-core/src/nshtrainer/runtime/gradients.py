@@ -208,14 +208,6 @@ class GradientPipeline:
         self._clients = {}
         self._changed()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave hooks, tensors and clients behind: a copy starts empty and is registered with."""
-        return {"_changed": self._changed}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Start as new."""
-        self.__init__(state["_changed"])
-
     def _slot(self, trainer: Trainer, optimizer: Optimizer) -> ObservedOptimizer:
         slot = self._observed.get(id(optimizer))
         if slot is None:

@@ -149,14 +149,6 @@ class StepMetrics:
         """Start as before the first use."""
         self.__init__(self._changed)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the buffer behind: it belongs to a step of this process."""
-        return {"_changed": self._changed}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Start as new."""
-        self.__init__(state["_changed"])
-
     def _send(self, trainer: Trainer, extra: Sequence[Tensor]) -> list[float]:
         metrics, totals = self._metrics, self._totals
         self.discard()

@@ -112,8 +112,9 @@ class WeightSwap:
         Args:
             params: Parameters and buffers of the module; a tied one may be listed twice.
             values: As many, of the same shapes.
-            module: The module, needed under FSDP2 (`fully_shard`): units that keep their gathered
-                parameters after the last forward pass would go on using these.
+            module: The outermost wrapped module (`trainer.strategy.model`), needed under FSDP of
+                either version: units that keep their gathered parameters after the last forward
+                pass, as the root does in validation, would go on using these.
             allow_pointer: `False` copies all.
 
         Returns:
@@ -128,6 +129,8 @@ class WeightSwap:
                 "other weights are in already, and the ones to come back would be lost; "
                 "call swap_out before swap_in."
             )
+        # Without its gathered parameters FSDP1 shows those of the shard, the ones to write to.
+        _reshard(module)
         pairs = _checked_pairs(params, values)
         with torch.inference_mode(mode=False), torch.no_grad():
             _check_storages(pairs)
@@ -179,8 +182,6 @@ class WeightSwap:
         self._reasons = Counter(reason for reason in reasons if reason is not None)
         self._params = [param for param, _ in pairs]
         self._by_pointer = [reason is None for reason in reasons]
-        # Under FSDP2 the gathered copy goes first; what is left are the shards listed here.
-        _reshard(self._module)
         self._originals = [
             param.detach() if reason is None else param.detach().clone()
             for param, reason in zip(self._params, reasons, strict=True)
@@ -318,10 +319,15 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _reshard(module: nn.Module | None) -> None:
-    """Drop FSDP2's gathered parameters: the next forward pass gathers from the shards again."""
-    if module is None:
-        return
-    for unit in module.modules():
-        reshard = getattr(unit, "reshard", None)
-        if reshard is not None and hasattr(unit, "unshard"):
-            reshard()
+    """Drop FSDP's gathered parameters: the next forward pass gathers from the shards again.
+
+    Local to the rank, no communication.
+    """
+    for unit in () if module is None else module.modules():
+        if hasattr(unit, "unshard") and hasattr(unit, "reshard"):  # FSDP2
+            cast("Any", unit).reshard()
+            continue
+        # FSDP1 has no public way but `summon_full_params`, which would gather everything.
+        handle: Any = getattr(unit, "_handle", None)
+        if getattr(handle, "uses_sharded_strategy", False) and hasattr(handle, "reshard"):
+            handle.reshard(free_unsharded_flat_param=True)

@@ -120,11 +120,14 @@ class TinyModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        try:
+            torch.default_generator.manual_seed(seed)
             self.body = nn.Linear(FEATURES, 8)
             self.norm = nn.BatchNorm1d(8) if batch_norm else nn.Identity()
             self.head = nn.Linear(8, 1)
+        finally:
+            torch.set_rng_state(state)
         self.optimizer, self.num_optimizers = optimizer, optimizers
         self.lr, self.fused = lr, fused
         self.automatic_optimization = not (manual or optimizers > 1)

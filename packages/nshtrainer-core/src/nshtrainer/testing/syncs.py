@@ -68,7 +68,7 @@ class HostSyncs:
         traceback: TracebackType | None,
     ) -> None:
         for mode in reversed(self._modes):
-            mode.__exit__(kind, error, traceback)
+            mode.__exit__(kind, error, traceback)  # pyright: ignore[reportUnknownMemberType] -- torch does not type it
 
 
 class _Called(TorchFunctionMode):
@@ -88,7 +88,7 @@ class _Called(TorchFunctionMode):
 
 class _Dispatched(TorchDispatchMode):
     def __init__(self, syncs: HostSyncs) -> None:
-        super().__init__()
+        super().__init__()  # pyright: ignore[reportUnknownMemberType] -- torch does not type it
         self.syncs = syncs
 
     @override
@@ -105,7 +105,9 @@ class _Dispatched(TorchDispatchMode):
 
 def _says_cpu(args: Any, kwargs: dict[str, Any]) -> bool:
     targets = [*args, kwargs.get("device")]
-    return any(isinstance(t, (str, torch.device)) and torch.device(t).type == "cpu" for t in targets)
+    return any(
+        isinstance(t, (str, torch.device)) and torch.device(t).type == "cpu" for t in targets
+    )
 
 
 def _leaves_device(name: str, args: Any, result: Any) -> bool:

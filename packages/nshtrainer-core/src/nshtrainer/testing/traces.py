@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 import signal
 import sys
@@ -35,7 +36,8 @@ def facts(
         A description of each fact and its value; compare two of them with `differences`.
     """
     found: dict[str, Any] = dict(_process())
-    for name, part in module.named_modules(remove_duplicate=False):
+    parts = cast("Iterator[tuple[str, nn.Module]]", module.named_modules(remove_duplicate=False))
+    for name, part in parts:
         found.update(_object(name or "module", part))
         found[f"{name or 'module'}.training"] = part.training
     for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -51,11 +53,12 @@ def facts(
 
 
 def _object(where: str, thing: object) -> Iterator[tuple[str, Any]]:
-    for name, value in vars(thing).items():
+    attributes: dict[str, Any] = vars(thing)
+    for name, value in attributes.items():
         is_hooks = "hooks" in name and isinstance(value, dict)
         yield f"{where}.{name}", len(cast("dict[Any, Any]", value)) if is_hooks else True
         if name in {"_modules", "_parameters", "_buffers"}:
-            yield from ((f"{where}.{child}", True) for child in value)
+            yield from ((f"{where}.{child}", True) for child in cast("dict[str, Any]", value))
 
 
 def _process() -> Iterator[tuple[str, Any]]:
@@ -64,8 +67,9 @@ def _process() -> Iterator[tuple[str, Any]]:
     yield "torch.is_anomaly_enabled()", torch.is_anomaly_enabled()
     yield "deterministic algorithms", torch.are_deterministic_algorithms_enabled()
     yield "float32 matmul precision", torch.get_float32_matmul_precision()
-    for owner in (nn.modules.module, torch.optim.optimizer):
-        for name, value in vars(owner).items():
+    for owner in map(importlib.import_module, ("torch.nn.modules.module", "torch.optim.optimizer")):
+        attributes: dict[str, Any] = vars(owner)
+        for name, value in attributes.items():
             if name.startswith("_global_") and isinstance(value, dict):
                 yield f"{owner.__name__}.{name}", len(cast("dict[Any, Any]", value))
     yield "sys.excepthook", sys.excepthook
@@ -110,7 +114,7 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, (list, tuple)):
         pair = cast("tuple[list[Any], list[Any]]", (one, other))
         return len(pair[0]) == len(pair[1]) and all(map(same, *pair))
-    return bool(one == other) or (one != one and other != other)  # noqa: PLR0124 -- NaN differs from itself
+    return bool(one == other) or (one != one and other != other)
 
 
 def _same_tensors(one: Any, other: Any) -> bool:
@@ -118,5 +122,7 @@ def _same_tensors(one: Any, other: Any) -> bool:
         return False
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    left, right = (t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (one, other))
+    left, right = (
+        t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (one, other)
+    )
     return torch.equal(left, right)

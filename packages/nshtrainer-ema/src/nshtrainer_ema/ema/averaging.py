@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 # Private in torch; there is no public form of the foreach functions.
 _torch: Any = torch
 
-_CHUNK = 1 << 22
+_PIECE = 1 << 22
 """How many elements are cast to the average's dtype at a time: 16 MiB in fp32."""
 
 
@@ -27,44 +27,56 @@ class UnsupportedParameterError(NshTrainerError, TypeError):
     """A parameter cannot be averaged."""
 
 
-def update_average(average: list[Tensor], source: list[Tensor], weight: float | Tensor) -> None:
-    """Move *average* toward *source* in place: `average += weight * (source - average)`.
+def update_average(
+    average: list[Tensor], source: list[Tensor], decay: float, *, where: Tensor | None = None
+) -> None:
+    """Move *average* toward *source* in place: `average = decay*average + (1-decay)*source`.
 
     Args:
         average: Tensors to update.
         source: Same length and shapes; read only. Where dtype or device differ, they are copied a
             piece at a time.
-        weight: In [0, 1]; a 0-dim tensor on the device of *average* costs no synchronization.
+        decay: In [0, 1].
+        where: 0-dim bool tensor: False leaves *average* as it is. Costs no synchronization.
 
-    Without communication; call it without autograd.
+    Runs without communication; call it without autograd.
+
+    Source: Polyak and Juditsky 1992, https://doi.org/10.1137/0330046.
     """
-    same = [a.dtype == s.dtype and a.device == s.device for a, s in zip(average, source, strict=True)]
-    if all(same):
-        _lerp(average, source, weight)
-        return
-    for is_same in (True, False):
-        chunk: tuple[list[Tensor], list[Tensor]] = ([], [])
-        size = 0
-        for a, s, same_kind in zip(average, source, same, strict=True):
-            if same_kind is not is_same:
-                continue
-            chunk[0].append(a)
-            chunk[1].append(s if is_same else s.to(a.device, a.dtype))
-            size += 0 if is_same else a.numel()
-            if size >= _CHUNK:
-                _lerp(*chunk, weight)
-                chunk, size = ([], []), 0
-        _lerp(*chunk, weight)
+    pairs = list(zip(average, source, strict=True))
+    alike = [(a, s) for a, s in pairs if a.dtype == s.dtype and a.device == s.device]
+    _lerp(alike, 1 - decay, where)
+    if len(alike) < len(pairs):
+        others = [(a, s) for a, s in pairs if a.dtype != s.dtype or a.device != s.device]
+        for piece in _pieces(others):
+            _lerp([(a, s.to(a.device, a.dtype)) for a, s in piece], 1 - decay, where)
 
 
-def _lerp(average: list[Tensor], source: list[Tensor], weight: float | Tensor) -> None:
-    if not average:
+def _pieces(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Yield *pairs* in runs of about `_PIECE` elements, so that few are held twice at a time."""
+    piece: list[tuple[Tensor, Tensor]] = []
+    size = 0
+    for pair in pairs:
+        piece.append(pair)
+        size += pair[0].numel()
+        if size >= _PIECE:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
+
+
+def _lerp(pairs: list[tuple[Tensor, Tensor]], weight: float, where: Tensor | None) -> None:
+    if not pairs:
         return
-    if isinstance(weight, Tensor):
-        # As a single argument a tensor would be read by the host.
-        _torch._foreach_lerp_(average, source, [weight.to(a.dtype) for a in average])
-    else:
+    average, source = [a for a, _ in pairs], [s for _, s in pairs]
+    if where is None:
         _torch._foreach_lerp_(average, source, weight)
+        return
+    # One tensor for each pair: a single one would be read by the host.
+    kinds = {(a.device, a.dtype) for a in average}
+    weights = {kind: where.to(*kind) * weight for kind in kinds}
+    _torch._foreach_lerp_(average, source, [weights[a.device, a.dtype] for a in average])
 
 
 @dataclass
@@ -158,9 +170,10 @@ class WeightAverage:
             return
         if isinstance(skipped, Tensor) and self.offload:
             skipped = bool(skipped)
-        weight = self._weight(index, skipped)
-        if weight is not None:
-            update_average(group.averages, group.weights, weight)
+        due = self._count(index, skipped)
+        if due is not False:
+            where = None if due is True else due
+            update_average(group.averages, group.weights, self.decay, where=where)
 
     def pairs(self, module: nn.Module) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
         """Yield name, parameter and average, each parameter of *module* once."""
@@ -188,22 +201,19 @@ class WeightAverage:
         self.averages[name] = average
         return average
 
-    def _weight(self, index: int, skipped: bool | Tensor) -> float | Tensor | None:  # noqa: FBT001 -- as in update
-        """Count the step; return how far to go to the weights, None for not at all."""
+    def _count(self, index: int, skipped: bool | Tensor) -> bool | Tensor:
+        """Count the step if it was applied; return whether the average is to move."""
         steps = self._steps[index]
-        if not isinstance(skipped, Tensor) and not isinstance(steps, Tensor):
-            if skipped:
-                return None
-            self._steps[index] = steps + 1
-            return 1 - self.decay if (steps + 1) % self.every_n_steps == 0 else None
         if skipped is True:
-            return None
-        applied: Tensor | int = ~skipped.bool() if isinstance(skipped, Tensor) else 1
+            return False
+        if skipped is False and not isinstance(steps, Tensor):
+            self._steps[index] = steps + 1
+            return (steps + 1) % self.every_n_steps == 0
         # The count moves to the device and stays there: the host does not know it any more.
-        steps = steps + applied
-        self._steps[index] = steps
-        due = applied * (steps % self.every_n_steps == 0)
-        return due * torch.tensor(1 - self.decay, dtype=torch.float64).to(due) if False else due  # placeholder
+        applied = ~skipped.bool() if isinstance(skipped, Tensor) else True
+        steps = self._steps[index] = steps + applied
+        due = torch.as_tensor(steps) % self.every_n_steps == 0
+        return due & applied
 
 
 def _check_whole(name: str, parameter: Tensor) -> None:
@@ -218,8 +228,3 @@ def _check_whole(name: str, parameter: Tensor) -> None:
                 "of whole parameters. Use a strategy that keeps them whole, such as ddp, or take "
                 "the callback ema out."
             )
-
-
-def unique(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Return *tensors*, each once, in order."""
-    return list({id(tensor): tensor for tensor in tensors}.values())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from typing_extensions import override
 
 from nshtrainer.callbacks.base import CallbackConfigBase, callback_registry
+from nshtrainer.errors import ConfigError
 from nshtrainer.types import Fraction, PositiveInt
 
 if TYPE_CHECKING:
@@ -40,6 +41,12 @@ class EMACallbackConfig(CallbackConfigBase):
 
     @override
     def create_callbacks(self, trainer_config: TrainerConfig) -> Iterable[Callback]:
+        given = [c for c in trainer_config.callbacks if isinstance(c, EMACallbackConfig)]
+        if len([c for c in given if not c.metadata.ignore_if_exists]) > 1:
+            raise ConfigError(
+                f"the run has {len(given)} configurations of 'ema', and a module can be evaluated "
+                "with one average only; keep one of them."
+            )
         from .callback import EMACallback
 
         yield EMACallback(self)

@@ -100,7 +100,8 @@ def read_shared_parameters(module: nn.Module) -> dict[int, tuple[str, float]]:
     factors: dict[int, tuple[str, float]] = {}
     for position, entry in enumerate(_entries(module, owner)):
         where = f"entry {position} of {owner}.shared_parameters"
-        if not isinstance(entry, (tuple, list)) or len(cast("list[Any]", entry)) != 2:
+        pair = list(cast("Iterable[Any]", entry if isinstance(entry, (tuple, list)) else ()))
+        if len(pair) != 2:
             raise SharedParametersError(
                 f"{where} is a {type(entry).__name__}; give pairs of a parameter and a factor, "
                 "such as (self.embedding.weight, 2)."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, ClassVar
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
@@ -25,7 +25,7 @@ class DebugFlagCallback(ConfiguredCallback[DebugFlagCallbackConfig]):
     A plain Lightning trainer has no such attribute; there it exists while it is set.
     """
 
-    config_class: ClassVar[type[DebugFlagCallbackConfig]] = DebugFlagCallbackConfig
+    config_class = DebugFlagCallbackConfig
 
     def __init__(self, config: DebugFlagCallbackConfig | None = None, **options: Any) -> None:
         super().__init__(config, **options)

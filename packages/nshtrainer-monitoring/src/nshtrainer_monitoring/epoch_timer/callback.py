@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, ClassVar
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
@@ -25,7 +25,7 @@ class EpochTimerCallback(ConfiguredCallback[EpochTimerCallbackConfig]):
     State: the seconds that the present training epoch has taken.
     """
 
-    config_class: ClassVar[type[EpochTimerCallbackConfig]] = EpochTimerCallbackConfig
+    config_class = EpochTimerCallbackConfig
 
     def __init__(self, config: EpochTimerCallbackConfig | None = None, **options: Any) -> None:
         super().__init__(config, **options)

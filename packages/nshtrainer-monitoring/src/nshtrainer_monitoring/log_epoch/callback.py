@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
@@ -24,7 +24,7 @@ class LogEpochCallback(ConfiguredCallback[LogEpochCallbackConfig]):
     State: the last known value, for a test that follows.
     """
 
-    config_class: ClassVar[type[LogEpochCallbackConfig]] = LogEpochCallbackConfig
+    config_class = LogEpochCallbackConfig
 
     def __init__(self, config: LogEpochCallbackConfig | None = None, **options: Any) -> None:
         super().__init__(config, **options)
@@ -79,6 +79,7 @@ class LogEpochCallback(ConfiguredCallback[LogEpochCallbackConfig]):
 
     def _now(self, trainer: Trainer) -> float:
         """The value inside of a training epoch."""
-        processed = trainer.fit_loop.epoch_loop.batch_progress.current.processed
-        self._known = epoch_fraction(trainer.current_epoch, processed, trainer.num_training_batches)
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current  # typed as its base
+        batches = trainer.num_training_batches
+        self._known = epoch_fraction(trainer.current_epoch, progress.processed, batches)
         return self._known

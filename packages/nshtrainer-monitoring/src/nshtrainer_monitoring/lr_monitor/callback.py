@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import Any, ClassVar
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
@@ -25,7 +25,7 @@ class LearningRateMonitorCallback(ConfiguredCallback[LearningRateMonitorConfig])
     See `LearningRateMonitorConfig`.
     """
 
-    config_class: ClassVar[type[LearningRateMonitorConfig]] = LearningRateMonitorConfig
+    config_class = LearningRateMonitorConfig
 
     def __init__(self, config: LearningRateMonitorConfig | None = None, **options: Any) -> None:
         super().__init__(config, **options)

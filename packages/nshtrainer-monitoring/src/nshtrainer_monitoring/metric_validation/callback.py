@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
@@ -15,8 +15,6 @@ from .checking import describe_missing, is_validation_metric
 from .config import MetricValidationCallbackConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from nshtrainer.metric import MetricConfig
 
 __all__ = ["MetricValidationCallback"]
@@ -41,7 +39,7 @@ class MetricValidationCallback(ConfiguredCallback[MetricValidationCallbackConfig
         ConfigError: In `fit`, on every rank: a metric is missing and `error_behavior` is `raise`.
     """
 
-    config_class: ClassVar[type[MetricValidationCallbackConfig]] = MetricValidationCallbackConfig
+    config_class = MetricValidationCallbackConfig
 
     def __init__(
         self,
@@ -102,9 +100,8 @@ class MetricValidationCallback(ConfiguredCallback[MetricValidationCallbackConfig
             return
         logged = list(trainer.callback_metrics)
         missing = {name: source for name, source in due.items() if name not in logged}
-        if not trainer.sanity_checking or missing:
-            # What the sanity check has seen is looked for once more: it is not the training.
-            self._settled |= set(missing if trainer.sanity_checking else due)
+        # What the sanity check has seen is looked for once more: it is not the training.
+        self._settled |= set(missing if trainer.sanity_checking else due)
         if not missing:
             return
         message = describe_missing(missing, len(due), logged, when=when)
@@ -121,7 +118,8 @@ class MetricValidationCallback(ConfiguredCallback[MetricValidationCallbackConfig
             required.setdefault(name, "metric_validation.metrics")
         if self._primary is not None:
             required.setdefault(self._primary.name, "primary_metric")
-        callbacks: Iterable[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType] -- set by Lightning's connector
+        lightning: Any = trainer  # `callbacks` is set by a connector, unknown to type checkers
+        callbacks: list[Any] = lightning.callbacks
         for callback in callbacks:
             name = getattr(callback, "monitor", None)
             # strict=False is how early stopping says that its metric may be absent.

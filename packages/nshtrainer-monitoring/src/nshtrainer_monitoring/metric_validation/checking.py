@@ -47,7 +47,9 @@ def describe_missing(
         hint = f" (nearest logged: {close!r})" if close else ""
         lines.append(f"  {name!r}{hint}, required by {source}")
     lines.append(f"Logged: {', '.join(sorted(logged)) or 'nothing'}.")
-    lines.append("Log it with self.log(...) in your module, or correct the name where it is required.")
+    lines.append(
+        "Log it with self.log(...) in your module, or correct the name where it is required."
+    )
     return "\n".join(lines)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -28,7 +28,7 @@ class NormLoggingCallback(ConfiguredCallback[NormLoggingCallbackConfig]):
     only. Nothing waits for the device before the batch ends.
     """
 
-    config_class: ClassVar[type[NormLoggingCallbackConfig]] = NormLoggingCallbackConfig
+    config_class = NormLoggingCallbackConfig
 
     def __init__(self, config: NormLoggingCallbackConfig | None = None, **options: Any) -> None:
         super().__init__(config, **options)
@@ -66,9 +66,7 @@ class NormLoggingCallback(ConfiguredCallback[NormLoggingCallbackConfig]):
         each = _given(self._grad_each) if step.trainer.loggers else ()
         if not totals and not each:
             return None
-        return GradientRequest(
-            totals=totals, per_parameter=each, clipped=self._grad is not None
-        )
+        return GradientRequest(totals=totals, per_parameter=each, clipped=self._grad is not None)
 
     def _observe(self, step: GradientStep) -> None:
         params = self._param_norms.pop(id(step.optimizer), None)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from nshtrainer.trainer.config import TrainerConfig
 
-__all__ = ["ActSaveConfig"]
+__all__ = ["ActSaveConfig", "require_nshutils"]
 
 
 @callback_registry.register
@@ -45,11 +45,20 @@ class ActSaveConfig(CallbackConfigBase):
         """
         if not self.enabled:
             return
-        if importlib.util.find_spec("nshutils") is None:
-            raise PluginLoadError(
-                "the callback 'act_save' needs the package nshutils, which is not installed; "
-                "run `pip install nshtrainer-wandb[actsave]`, or set `enabled: false`"
-            )
+        require_nshutils()
         from .callback import ActSaveCallback
 
         yield ActSaveCallback(self, run=trainer_config.run)
+
+
+def require_nshutils() -> None:
+    """Raise if nshutils cannot be imported.
+
+    Raises:
+        PluginLoadError: It is not installed.
+    """
+    if importlib.util.find_spec("nshutils") is None:
+        raise PluginLoadError(
+            "the callback 'act_save' needs the package nshutils, which is not installed; "
+            "run `pip install nshtrainer-wandb[actsave]`, or set `enabled: false`"
+        )

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 from typing_extensions import override
 
 from nshtrainer.callbacks.base import CallbackConfigBase, callback_registry
@@ -26,7 +26,7 @@ with each part of the path, so that `data` stands for everything below any folde
 
 @callback_registry.register
 class WandbUploadCodeCallbackConfig(CallbackConfigBase):
-    """Uploads the source code of a run to Weights & Biases, once, when training starts.
+    """Uploads the source code of a run to Weights & Biases, once, when the run starts.
 
     In a git repository: what git tracks, and source files that it neither tracks nor ignores.
     Elsewhere: source files, without hidden folders, environments and caches. Files that look like
@@ -45,7 +45,7 @@ class WandbUploadCodeCallbackConfig(CallbackConfigBase):
     include: list[Glob] | None = None
     """Upload the files that match one of these, whatever their kind; what git ignores stays out."""
 
-    exclude: list[Glob] = []
+    exclude: list[Glob] = Field(default_factory=list[Glob])
     """Leave out the files that match one of these."""
 
     max_file_bytes: PositiveInt = 1_000_000

@@ -40,8 +40,8 @@ class WandbWatchCallbackConfig(CallbackConfigBase):
     its first forward pass is over."""
 
     log_freq: PositiveInt = 1000
-    """Backward passes (not optimizer steps) between two records. Each record computes a histogram
-    per parameter and waits for the device."""
+    """Batches (not optimizer steps) between two records. Each one makes a histogram per parameter,
+    for which the device is waited for."""
 
     @override
     def create_callbacks(self, trainer_config: TrainerConfig) -> Iterable[Callback]:

@@ -1,0 +1,167 @@
+"""`OnExceptionCheckpointCallback`: one more checkpoint when training stops with an exception."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from typing_extensions import override
+
+from nshtrainer.callbacks.callback import resolve_config, silence_unused_hooks
+
+from .config import OnExceptionCheckpointCallbackConfig
+from .names import Key, NameTemplate
+from .plain import make_plain
+from .storage import free_name
+from .writer import Writer
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+    from nshtrainer.run.run import Run
+
+__all__ = ["OnExceptionCheckpointCallback"]
+
+log = logging.getLogger(__name__)
+
+
+class OnExceptionCheckpointCallback(Checkpoint):
+    """Saves once more when `fit` stops with an exception (Ctrl-C, SIGTERM) after a step.
+
+    Rank 0 saves by itself and waits for nobody: the others may be gone, or wait in a collective.
+    Where weights are sharded over ranks it therefore cannot save, and says so. Whatever goes wrong
+    is logged; the exception that stopped training is the one that is raised.
+
+    Args:
+        config: Where to save.
+        run: The run; None keeps the checkpoint below the trainer's root directory.
+        options: Fields of the configuration, if none is given.
+
+    Raises:
+        pydantic.ValidationError: An option does not fit.
+    """
+
+    config: OnExceptionCheckpointCallbackConfig
+
+    def __init__(
+        self,
+        config: OnExceptionCheckpointCallbackConfig | None = None,
+        *,
+        run: Run | None = None,
+        **options: Any,
+    ) -> None:
+        self.config = resolve_config(OnExceptionCheckpointCallbackConfig, config, options)
+        name = f"on_exception-{self.config.label}" if self.config.label else "on_exception"
+        self.writer = Writer(
+            identity=self.config.identity,
+            folder_name=name,
+            dirpath=self.config.dirpath,
+            run=run,
+        )
+        silence_unused_hooks(self)
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return f"nshtrainer.{self.config.identity}"
+
+    @property
+    def best_model_path(self) -> str:
+        """Empty: Lightning asks the first checkpoint callback, and this one knows no best."""
+        return ""
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.writer.settle(trainer, stage)
+        self.writer.start_step = None
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.writer.begin(trainer)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return self.writer.state_dict()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.writer.load_state_dict(state_dict)
+
+    def on_checkpoint_prepare(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        checkpoint: MutableMapping[str, Any],
+        weights_only: bool,
+    ) -> None:
+        """Make hyper-parameters plain data, as the other checkpoint callbacks do."""
+        make_plain(checkpoint)
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        start = self.writer.start_step
+        if (
+            trainer.state.fn != TrainerFn.FITTING
+            or trainer.sanity_checking
+            or trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType] -- set in Lightning's __init__
+            or not trainer.is_global_zero
+            or start is None
+            or trainer.global_step <= start
+        ):
+            return
+        if trainer.world_size > 1 and not _holds_everything(trainer):
+            log.warning(
+                "no checkpoint is saved on %s: with %s one rank cannot save alone. "
+                "Resume from the last one.",
+                type(exception).__name__,
+                type(trainer.strategy).__name__,
+            )
+            return
+        try:
+            path = self._save(trainer, pl_module)
+        except Exception:
+            log.exception(
+                "no checkpoint could be saved on %s, which follows; older checkpoints are as they "
+                "were",
+                type(exception).__name__,
+            )
+        else:
+            log.info("saved %s on %s", path, type(exception).__name__)
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule) -> Path:
+        writer = self.writer
+        values: dict[str, float | str] = {
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "id": writer.run_id or "",
+        }
+        stem, missing = self._template().render(values)
+        if missing:
+            log.warning("the file name asks for %s, which is not known here", missing)
+        path = writer.folder / f"{stem}.ckpt"
+        new = writer.new_record(trainer, path)
+        old = writer.on_the_way()
+        if any(r.path == path and not writer.may_remove(trainer, r) for r in writer.present()):
+            # What was resumed from stays; so does what another attempt left.
+            path = free_name(writer.folder, stem)
+            new = writer.new_record(trainer, path)
+        removed = [r for r in old if r.path != path and writer.may_remove(trainer, r)]
+        writer.write(trainer, pl_module, writer.plan(new, removed=removed), alone=True)
+        return path
+
+    def _template(self) -> NameTemplate:
+        if self.config.filename is not None:
+            return NameTemplate.parse(self.config.filename)
+        named = ("_", Key("id")) if self.writer.run_id else ()
+        return NameTemplate(("on_exception", *named))
+
+
+def _holds_everything(trainer: Trainer) -> bool:
+    return isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))

@@ -1,0 +1,124 @@
+"""Small models, and a trainer that is quiet: real training, in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Regression(LightningModule):
+    """Two layers on fixed data; `probe` records what evaluation sees."""
+
+    def __init__(
+        self,
+        optimizer: Callable[..., Any] = torch.optim.AdamW,
+        lr: float = 0.1,
+        batch_losses: dict[int, float] | None = None,
+        **optimizer_options: Any,
+    ) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.first = nn.Linear(4, 8)
+        self.second = nn.Linear(8, 1)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) / 2
+        self.make_optimizer, self.lr, self.options = optimizer, lr, optimizer_options
+        self.batch_losses = batch_losses or {}
+        self.probe: list[Tensor] = []
+        self.trained: list[list[Tensor]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(x)))
+
+    def loss(self, batch: Any) -> Tensor:
+        x, y = batch
+        return nn.functional.mse_loss(self(x).float(), y.float())
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.loss(batch) * self.batch_losses.get(self.global_step, 1.0)
+        self.log("train/loss", loss)
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.trained.append([p.detach().clone() for p in self.parameters()])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.probe.append(self.second.weight.detach().clone())
+        self.log("val/loss", self.loss(batch), sync_dist=True)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.probe.append(self.second.weight.detach().clone())
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.probe.append(self.second.weight.detach().clone())
+        return self(batch[0])
+
+    def configure_optimizers(self) -> Any:
+        return self.make_optimizer(self.parameters(), lr=self.lr, **self.options)
+
+
+def loader(batches: int = 4) -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(4 * batches, 4, generator=generator)
+    return DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=4)
+
+
+@pytest.fixture
+def make_model() -> type[Regression]:
+    return Regression
+
+
+@pytest.fixture
+def make_loader() -> Callable[..., DataLoader[Any]]:
+    return loader
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Any) -> Callable[..., Trainer]:
+    """A plain Lightning trainer on one CPU, without loggers, bars and files."""
+
+    def make(*callbacks: Any, **options: Any) -> Trainer:
+        seed_everything(0, verbose=False)
+        defaults: dict[str, Any] = {
+            "accelerator": "cpu",
+            "devices": 1,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "max_epochs": 1,
+            "default_root_dir": tmp_path,
+        }
+        return Trainer(callbacks=list(callbacks), **{**defaults, **options})
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Lightning advises on speed, which four rows of data do not need."""
+    here = __file__.rsplit("/", 1)[0]
+    for item in items:
+        if str(item.path).startswith(here):
+            item.add_marker(
+                pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
+            )
+            item.add_marker(
+                pytest.mark.filterwarnings(
+                    "ignore:The number of training batches.*is smaller than the logging:UserWarning"
+                )
+            )

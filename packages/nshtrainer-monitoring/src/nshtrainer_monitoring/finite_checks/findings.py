@@ -1,0 +1,112 @@
+"""Counting non-finite gradients where they are, and saying so in few words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nshtrainer.runtime.gradients import GradientStep
+from nshtrainer.runtime.step_metrics import fetch
+
+__all__ = ["SCALER_PATIENCE", "NonFiniteRecord", "Report", "Throttle", "shorten"]
+
+SCALER_PATIENCE = 16
+"""Consecutive non-finite steps after which a GradScaler is no longer searching: the scale, 65536
+at first, has been halved to 1."""
+
+_NAMES_SHOWN = 5
+
+
+def shorten(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    more = len(names) - _NAMES_SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+class Throttle:
+    """Lets the 1st, 2nd, 4th, 8th ... occurrence through."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def allows(self) -> bool:
+        """Count an occurrence; return whether it is to be reported."""
+        self.seen += 1
+        return self.seen & (self.seen - 1) == 0
+
+
+class Report:
+    """What one optimizer's record says.
+
+    Args:
+        count: Steps with non-finite gradients since the last report.
+        longest: Most of them in a row, those before the last report included.
+        first_step: `global_step` of the first one.
+        names: Parameters concerned in the first one.
+    """
+
+    def __init__(self, count: int, longest: int, first_step: int, names: list[str]) -> None:
+        self.count = count
+        self.longest = longest
+        self.first_step = first_step
+        self.names = names
+
+
+class NonFiniteRecord:
+    """Non-finite gradients of one optimizer, kept on the device until someone asks.
+
+    The norms of the first finding are kept, so the offenders can be named when the gradients are
+    long gone.
+    """
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._streak: Tensor | None = None
+        self._clear()
+
+    def add(self, step: GradientStep, norm_type: float) -> None:
+        """Record one step, whose norms were measured; no host synchronization."""
+        norms = step.norms
+        if norms is None or norms.finite is None:
+            return
+        bad = ~norms.finite
+        each = norms.per_parameter[norm_type]
+        none = torch.zeros((), device=bad.device)
+        vector = torch.stack([each.get(name, none).to(bad.device) for name in step.names] or [none])
+        streak = torch.zeros_like(none) if self._streak is None else self._streak
+        self._streak = torch.where(bad, streak + 1, 0.0)
+        if self._count is None or self._longest is None or self._first is None:
+            self._count, self._longest = bad.float(), self._streak
+            self._first, self._first_step = vector, torch.full_like(none, step.step).double()
+        else:
+            seen = self._count > 0
+            self._first = torch.where(seen, self._first, vector)
+            self._first_step = torch.where(seen, self._first_step, float(step.step))
+            self._count = self._count + bad
+            self._longest = torch.maximum(self._longest, self._streak)
+        self._names = step.names
+
+    def take(self) -> Report | None:
+        """Return what was recorded since the last time, None if all was finite.
+
+        Waits for the device.
+        """
+        if self._count is None or self._longest is None or self._first is None:
+            return None
+        count, longest, first_step = fetch([self._count, self._longest, self._first_step])
+        first = self._first
+        self._clear()
+        if not count:
+            return None
+        values: list[bool] = torch.isfinite(first).tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] -- torch's stub
+        names = [n for n, is_finite in zip(self._names, values, strict=False) if not is_finite]
+        return Report(int(count), int(longest), int(first_step), names)
+
+    def _clear(self) -> None:
+        self._count: Tensor | None = None
+        self._longest: Tensor | None = None
+        self._first: Tensor | None = None
+        self._first_step: Tensor = torch.zeros(())

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from nshtrainer_monitoring import LogEpochCallback
+from nshtrainer_monitoring.log_epoch.progress import epoch_fraction
+
+NAME = "computed_epoch"
+
+
+def numbers(logger, name=NAME):
+    return [round(float(value), 6) for _, value in logger.values(name)]
+
+
+def test_fraction_is_complete_epochs_and_a_part():
+    """The closed form, with a length, without one, and past the end."""
+    assert epoch_fraction(2, 3, 4) == 2.75
+    assert epoch_fraction(2, 3, math.inf) == 2.0
+    assert epoch_fraction(2, 9, 4) == 3.0
+    assert epoch_fraction(0, 0, 0) == 0.0
+
+
+def test_accumulation_does_not_change_the_epoch(net, make_trainer, memory_logger):
+    """With accumulation 4 of 6 batches, steps are after 4 and 6 batches, not 1 and 2 sixths."""
+    logger = memory_logger()
+    trainer = make_trainer(
+        LogEpochCallback(val=False), logger=logger, accumulate_grad_batches=4, max_epochs=2
+    )
+
+    trainer.fit(net())
+
+    expected = [4 / 6, 1.0, 1.0, 1 + 4 / 6, 2.0, 2.0]  # each epoch ends with a value of its own
+    assert numbers(logger) == [round(value, 6) for value in expected]
+
+
+def test_several_optimizers_do_not_change_the_epoch(net, make_trainer, memory_logger):
+    """Two optimizers step per batch; the epoch counts batches."""
+    logger = memory_logger()
+    trainer = make_trainer(LogEpochCallback(val=False), logger=logger)
+
+    trainer.fit(net(optimizers=2, batches=4))
+
+    assert numbers(logger) == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_validation_shows_how_far_training_is(net, make_trainer, memory_logger):
+    """A validation in the middle of epoch 1 logs 0.5, whatever the number of its own batches."""
+    logger = memory_logger()
+    trainer = make_trainer(
+        LogEpochCallback(train=False), logger=logger, val_check_interval=0.5, num_sanity_val_steps=1
+    )
+
+    trainer.fit(net())
+
+    assert numbers(logger) == [0.5, 1.0]
+
+
+def test_a_test_shows_how_long_was_trained(net, make_trainer, memory_logger):
+    """After a fit that stopped in the middle of an epoch, validate and test log that fraction."""
+    logger = memory_logger()
+    trainer = make_trainer(LogEpochCallback(), max_steps=9, max_epochs=-1)
+    module = net()
+    trainer.fit(module)
+    trainer.logger = logger
+
+    trainer.test(module, verbose=False)
+    trainer.validate(module, verbose=False)
+
+    assert numbers(logger) == [1.5, 1.5]
+
+
+def test_unknown_length_counts_whole_epochs(net, make_trainer, memory_logger):
+    """Without a length no fraction is invented and nothing is warned about."""
+    logger = memory_logger()
+    trainer = make_trainer(LogEpochCallback(), logger=logger, max_epochs=2)
+
+    trainer.fit(net(length_known=False, batches=2))
+
+    assert numbers(logger) == [0, 0, 0, 1, 1, 1, 1, 2]
+
+
+def test_only_logging_steps_are_logged(net, make_trainer, memory_logger):
+    """The x-axis and the rhythm are those of the module's own metrics."""
+    logger = memory_logger()
+    trainer = make_trainer(LogEpochCallback(val=False), logger=logger, log_every_n_steps=3)
+
+    trainer.fit(net())
+
+    own = [step for step, _ in logger.values("train/loss")]
+    assert [step for step, _ in logger.values(NAME)][: len(own)] == own == [2, 5]
+
+
+def test_available_without_loggers(net, make_trainer):
+    """Tables and checkpoint names see the epoch also where nothing is logged to."""
+    trainer = make_trainer(LogEpochCallback(metric_name="e"))
+
+    trainer.fit(net())
+
+    assert trainer.callback_metrics["e"].item() == 1.0
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
+def test_resume_goes_on_where_it_was(net, make_trainer, memory_logger, tmp_path):
+    """A run resumed in the middle of an epoch logs the same fractions as an uninterrupted one."""
+
+    def trainer(logger, **options):
+        return make_trainer(LogEpochCallback(val=False), logger=logger, max_epochs=2, **options)
+
+    whole = memory_logger()
+    trainer(whole).fit(net())
+    saver = ModelCheckpoint(tmp_path, every_n_train_steps=8, save_top_k=-1, filename="mid")
+
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step == 9:
+                raise ZeroDivisionError
+
+    first = make_trainer(
+        LogEpochCallback(), saver, Stop(), max_epochs=2, enable_checkpointing=True
+    )
+    with pytest.raises(ZeroDivisionError):
+        first.fit(net())
+    resumed = memory_logger()
+    trainer(resumed).fit(net(), ckpt_path=tmp_path / "mid.ckpt")
+
+    assert numbers(resumed) == numbers(whole)[-len(numbers(resumed)) :]
+    assert numbers(resumed)[0] == 1.5

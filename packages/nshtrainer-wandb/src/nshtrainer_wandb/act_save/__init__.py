@@ -1,0 +1,3 @@
+"""Storing of activations with nshutils."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""The Weights & Biases logger."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Upload of the source code."""
+
+from __future__ import annotations

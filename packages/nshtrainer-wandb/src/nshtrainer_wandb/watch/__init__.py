@@ -1,0 +1,3 @@
+"""Histograms of gradients and parameters."""
+
+from __future__ import annotations
