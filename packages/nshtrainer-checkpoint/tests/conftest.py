@@ -16,6 +16,7 @@ QUIET = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,
+    "log_every_n_steps": 1,
 }
 
 

@@ -153,6 +153,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 def test_a_kill_at_every_file_event_leaves_a_whole_checkpoint(tmp_path: Path):
     """From the first commit on, link and records lead to a complete file; recovery clears the rest."""
     script = tmp_path / "child.py"

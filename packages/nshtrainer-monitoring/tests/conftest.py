@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -126,6 +126,23 @@ class MemoryLogger(Logger):
     def values(self, name: str) -> list[tuple[int | None, float]]:
         """Step and value of every time that *name* was logged."""
         return [(step, m[name]) for step, m in self.calls if name in m]
+
+
+class SaveAt(Callback):
+    """Saves a checkpoint after a number of steps; keeps no state, so no resume asks for it."""
+
+    def __init__(self, step: int, path: Any) -> None:
+        self.step = step
+        self.path = path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.fixture
+def save_at() -> type[SaveAt]:
+    return SaveAt
 
 
 @pytest.fixture

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import pytest
-from lightning.pytorch.callbacks import ModelCheckpoint
+import torch
 
 from nshtrainer_monitoring import EpochTimerCallback
 from nshtrainer_monitoring.epoch_timer.clock import Clock
@@ -11,8 +12,8 @@ from nshtrainer_monitoring.epoch_timer.clock import Clock
 
 def test_clock_counts_only_while_it_runs():
     """Pausing keeps what was counted, running twice counts once, a reset starts from a number."""
-    time = iter([10.0, 12.0, 20.0, 21.0, 50.0, 53.0])
-    clock = Clock(lambda: next(time))
+    times = iter([10.0, 12.0, 20.0, 21.0, 50.0, 53.0])
+    clock = Clock(lambda: next(times))
 
     clock.run()  # at 10
     clock.run()
@@ -47,8 +48,6 @@ def test_every_stage_is_logged(net, make_trainer, memory_logger, caplog):
 
 def test_validation_is_not_training_time(net, make_trainer, memory_logger):
     """A validation in the middle of an epoch counts for val only; together they fit in the run."""
-    import time
-
     logger = memory_logger()
     trainer = make_trainer(EpochTimerCallback(), logger=logger, val_check_interval=0.5)
 
@@ -69,14 +68,12 @@ def test_validation_is_not_training_time(net, make_trainer, memory_logger):
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
-def test_survives_a_resume_in_the_middle_of_an_epoch(net, make_trainer, memory_logger, tmp_path):
+def test_survives_a_resume_in_the_middle_of_an_epoch(
+    net, make_trainer, memory_logger, save_at, tmp_path
+):
     """The seconds of the interrupted part are in the checkpoint and in the epoch's duration."""
-    saver = ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1, filename="{step}")
-    timer = EpochTimerCallback()
-    make_trainer(timer, saver, enable_checkpointing=True).fit(net())
-    import torch
-
-    path = tmp_path / "step=2.ckpt"
+    path = tmp_path / "middle.ckpt"
+    make_trainer(EpochTimerCallback(), save_at(2, path)).fit(net())
     checkpoint = torch.load(path, weights_only=True)
     state = checkpoint["callbacks"]["nshtrainer.epoch_timer"]
     assert state["train_elapsed_s"] > 0

@@ -119,6 +119,9 @@ def written(project: Path) -> Callable[[], list[WrittenRun]]:
     """Read every W&B run below the project, oldest first."""
 
     def read() -> list[WrittenRun]:
+        import wandb
+
+        wandb.teardown()  # waits until everything is in the files, which `finish` does not
         files = sorted(project.rglob("*.wandb"), key=lambda p: p.stat().st_ctime_ns)
         return [read_wandb_file(file) for file in files]
 
@@ -143,14 +146,24 @@ class TinyModel(LightningModule):
         self.log("train/loss", loss)
         return loss
 
-    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
-        self.log("val/loss", self._loss(batch))
-
     def test_step(self, batch: torch.Tensor, batch_idx: int) -> None:
         self.log("test/loss", self._loss(batch))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class ValidatedModel(TinyModel):
+    """The same, for trainings with validation; Lightning warns of a step without data."""
+
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        self.log("val/loss", self._loss(batch))
+
+
+@pytest.fixture
+def validated_model() -> ValidatedModel:
+    torch.manual_seed(0)
+    return ValidatedModel()
 
 
 @pytest.fixture

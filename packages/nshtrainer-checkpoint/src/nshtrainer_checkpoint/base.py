@@ -166,9 +166,10 @@ class CheckpointCallback(ModelCheckpoint):
             self._checked_content = True
             for place, kind in foreign_values(dict(checkpoint)):
                 self._warn_once(
+                    "content",
                     f"{place} is a {kind.__module__}.{kind.__qualname__}, so the checkpoint cannot "
                     f"be read with torch.load(weights_only=True), nor be resumed from. Store plain "
-                    f"data (numbers, text, tensors, lists, mappings) in its place."
+                    f"data (numbers, text, tensors, lists, mappings) in its place.",
                 )
                 break
 
@@ -250,8 +251,9 @@ class CheckpointCallback(ModelCheckpoint):
         for key in missing:
             if key != self.monitor:
                 self._warn_once(
+                    key,
                     f"the file name asks for {key!r}, which was not logged or has another format; "
-                    f"it reads 'none'. Known now: {', '.join(sorted(values))}."
+                    f"it reads 'none'. Known now: {', '.join(sorted(values))}.",
                 )
         new = writer.new_record(trainer, free_name(writer.folder, stem), self._value(metrics))
         decision = retain(
@@ -292,9 +294,9 @@ class CheckpointCallback(ModelCheckpoint):
         if ranked:
             self.kth_value = _tensor(ranked[-1].value)
 
-    def _warn_once(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
+    def _warn_once(self, cause: str, message: str) -> None:
+        if cause not in self._warned:
+            self._warned.add(cause)
             log.warning("%s: %s", self.writer.identity, message)
 
 

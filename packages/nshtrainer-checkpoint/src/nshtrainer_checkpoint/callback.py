@@ -83,10 +83,11 @@ class BestCheckpointCallback(CheckpointCallback):
         if value is None:
             near = difflib.get_close_matches(self._metric.name, metrics, n=1)
             self._warn_once(
+                "metric",
                 f"the metric {self._metric.name!r} was not logged, so what is best is not known and "
                 f"every number would rank before this checkpoint. Logged: "
                 f"{', '.join(sorted(metrics)) or 'nothing'}. "
-                + (f"Did you mean {near[0]!r}?" if near else "Log it in `validation_step`.")
+                + (f"Did you mean {near[0]!r}?" if near else "Log it in `validation_step`."),
             )
         return value
 

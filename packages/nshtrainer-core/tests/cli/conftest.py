@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import textwrap
@@ -26,6 +25,15 @@ class Config(CallbackConfigBase):
 
     def create_callbacks(self, trainer_config):
         return ()
+"""
+
+
+RECORD = """
+import atexit, sys
+here = open("modules.txt", "w")
+atexit.register(lambda: here.write(" ".join(sys.modules)))
+from nshtrainer_cli import main
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -56,21 +64,19 @@ class Site:
         entry = f"[nshtrainer.callbacks]\n{name} = {module}:Config\n"
         return self.distribution(dist, entry, {module: CALLBACK.format(name=name)}, version)
 
-    def run(self, *args, options=(), **environ):
+    def run(self, *args, start=("-m", "nshtrainer_cli"), **environ):
         """Run `nshtrainer ARGS` in a process of its own."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("NSHTRAINER", "PYTHON"))}
         return subprocess.run(
-            [sys.executable, *options, "-m", "nshtrainer_cli", *args],
+            [sys.executable, *start, *args],
             env={**kept, "PYTHONPATH": str(self.folder), **environ},
             cwd=self.cwd, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
 
     def imported_by(self, *args, **environ):
-        """The modules that `nshtrainer ARGS` imports."""
-        done = self.run(*args, options=("-X", "importtime"), **environ)
-        found = set(re.findall(r"^import time:[^|]*\|[^|]*\|\s+(\S+)", done.stderr, re.M))
-        assert "nshtrainer_cli" in found
-        return found
+        """The modules that the process of `nshtrainer ARGS` has loaded when it ends."""
+        self.run(*args, start=("-c", RECORD), **environ)
+        return set((self.cwd / "modules.txt").read_text().split())
 
 
 @pytest.fixture

@@ -29,21 +29,22 @@ class Scripted(Callback):
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if self.where == "validation" and not trainer.sanity_checking:
-            pl_module.log("val/metric", torch.tensor(self.values[trainer.current_epoch]))
+            pl_module.log("val/metric", float(self.values[trainer.current_epoch]))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if self.where == "training":
-            pl_module.log("val/metric", torch.tensor(self.values[trainer.current_epoch]))
+            pl_module.log("val/metric", float(self.values[trainer.current_epoch]))
 
 
-class TrainEndModel:
-    """Marker for the module hook; see test_module_hook."""
-
-
-def epochs_run(stopper: EarlyStoppingCallback, values: list[float], make: Any, **options: Any) -> int:
+def epochs_run(
+    stopper: EarlyStoppingCallback, values: list[float], make: Any, **options: Any
+) -> int:
     model = options.pop("model", None) or make["model"]()
     trainer = make["trainer"](
-        stopper, Scripted(values, where=options.pop("where", "validation")), max_epochs=len(values), **options
+        stopper,
+        Scripted(values, where=options.pop("where", "validation")),
+        max_epochs=len(values),
+        **options,
     )
     trainer.fit(model, make["loader"](2), make["loader"](1))
     return trainer.current_epoch
@@ -85,7 +86,7 @@ def test_a_metric_logged_in_the_modules_on_train_epoch_end_is_seen(make):
 
     stopper = EarlyStoppingCallback(metric=MetricConfig(name="late", mode="max"), patience=2)
     trainer = make["trainer"](stopper, max_epochs=9)
-    trainer.fit(Late(), make["loader"](2))
+    trainer.fit(Late(), make["loader"](2), make["loader"](1))
 
     assert trainer.current_epoch == 3
 
@@ -120,7 +121,7 @@ def test_the_sanity_check_and_fast_dev_run_do_not_count(make):
 
 
 def test_a_metric_that_is_never_logged_is_an_error_that_names_what_was(make):
-    """strict raises, and tells what to change; without it training goes on with one warning."""
+    """Strict raises, and tells what to change; without it training goes on with one warning."""
     missing = MetricConfig(name="val/lss", mode="min")
 
     with pytest.raises(MissingMetricError, match=r"'val/lss'.*logged: .*val/loss.*self\.log"):
@@ -151,24 +152,29 @@ def test_a_run_resumed_from_its_own_checkpoint_stops_where_it_would_have(
     """Saved at validation end or epoch end: no check is lost, repeated, or fails for want of a metric."""
     values = [5.0, 4.0, 6.0, 7.0, 8.0, 9.0]
 
-    def run(epochs: int, path: Path | None) -> tuple[int, dict[str, Any]]:
+    def run(epochs: int, name: str, path: Path | None = None) -> tuple[int, dict[str, Any]]:
         stopper = EarlyStoppingCallback(metric=VAL, patience=3)
         saver = ModelCheckpoint(
-            tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=save_on_train_epoch_end
+            tmp_path / name,
+            "{epoch}",
+            save_top_k=-1,
+            save_on_train_epoch_end=save_on_train_epoch_end,
         )
         trainer = make["trainer"](
-            stopper, Scripted(values, where=where), saver, max_epochs=epochs, enable_checkpointing=True
+            stopper,
+            Scripted(values, where=where),
+            saver,
+            max_epochs=epochs,
+            enable_checkpointing=True,
         )
         trainer.fit(make["model"](), make["loader"](2), make["loader"](1), ckpt_path=path)
         return trainer.current_epoch, stopper.state_dict()
 
     if where == "training" and not save_on_train_epoch_end:
         pytest.skip("what the interrupted epoch logged after the save cannot be known")
-    whole = run(6, None)
-    for file in tmp_path.glob("*.ckpt"):
-        file.rename(file.with_suffix(".whole"))
-    run(3, None)
-    resumed = run(6, tmp_path / "epoch=2.ckpt")
+    whole = run(6, "whole")
+    run(3, "first")
+    resumed = run(6, "second", tmp_path / "first" / "epoch=2.ckpt")
 
     assert whole[0] == 5
     assert resumed == whole
@@ -187,7 +193,10 @@ def test_a_training_metric_lost_with_the_interrupted_epoch_is_waited_for(make, t
     # Lightning's own advice on resuming without the checkpoint callback.
     with pytest.warns(UserWarning, match="callbacks used to create the checkpoint"):
         trainer.fit(
-            make["model"](), make["loader"](2), make["loader"](1), ckpt_path=tmp_path / "epoch=0.ckpt"
+            make["model"](),
+            make["loader"](2),
+            make["loader"](1),
+            ckpt_path=tmp_path / "epoch=0.ckpt",
         )
 
     assert float(stopper.best_score) == 0.5
@@ -216,7 +225,7 @@ def test_another_metric_starts_counting_anew(caplog):
 
 @pytest.mark.parametrize("tensor_lr", [False, True])
 def test_min_lr_ends_training_when_the_rate_has_come_down_and_not_in_warm_up(tensor_lr, make):
-    """The rate rises from 0 over two epochs and falls after: training ends on the way down."""
+    """The rate rises from 0 over two epochs and falls after: training ends when the next one is too low."""
     rates = [0.0, 0.0, 0.5, 1.0, 0.05, 0.01, 0.01, 0.01]
 
     class Scheduled(make["model"]):
@@ -227,7 +236,7 @@ def test_min_lr_ends_training_when_the_rate_has_come_down_and_not_in_warm_up(ten
             return [optimizer], [schedule]
 
     stopper = EarlyStoppingCallback(metric=VAL, patience=9, min_lr=0.01)
-    assert epochs_run(stopper, [1.0] * 7, make, model=Scheduled()) == 5
+    assert epochs_run(stopper, [1.0] * 7, make, model=Scheduled()) == 4
     assert "learning rate" in (stopper.stopping_reason_message or "")
 
 
@@ -242,7 +251,7 @@ def test_min_lr_without_optimizer_is_ignored_with_a_warning(make, caplog):
             return None
 
     stopper = EarlyStoppingCallback(metric=VAL, patience=9, min_lr=0.01)
-    with pytest.warns(UserWarning):  # Lightning, on having no optimizer and no loss
+    with pytest.warns(UserWarning, match="without an optimizer|returned `None`"):
         assert epochs_run(stopper, [1.0, 1.0], make, model=Free()) == 2
     assert "min_lr=0.01 is ignored" in caplog.text
 

@@ -71,9 +71,15 @@ class Run:
         return None if self.known_id is None else self.directory
 
     def settle(self, trainer: Trainer) -> str:
-        """Agree on the id over all ranks; a collective, to be called in `setup`; returns the id."""
+        """Agree on the id over all ranks, and return it.
+
+        A collective: call it on every rank, in `setup` or later.
+
+        Raises:
+            NshTrainerError: The ranks are not connected yet, and this is not rank zero.
+        """
         if not self._settled:
-            mine = self.id if trainer.is_global_zero else None
-            self._id = str(trainer.strategy.broadcast(mine))
-            self._settled = True
+            agreed = trainer.strategy.broadcast(self.id if trainer.is_global_zero else None)
+            if agreed is not None:  # None: no process group yet, so nothing came from rank zero
+                self._id, self._settled = agreed, True
         return self.id

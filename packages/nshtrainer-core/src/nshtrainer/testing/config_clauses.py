@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from nshtrainer.config import Config
 from nshtrainer.registry import Registry
 
-from .promises import promise
+from .promises import BrokenPromiseError, promise
 
 __all__ = ["ConfigClauses"]
 
@@ -94,12 +94,12 @@ class ConfigClauses:
         self._survives_text("yaml")
 
     def _survives_text(self, format_: str) -> None:
-        for whole in (self.own_config(), self.in_trainer_config()):
+        for whole in (self.config, self.in_trainer_config()):
             text = whole.to_text(format_)
             try:
                 back = cast("Config", whole).from_text(text, format_)
             except ValueError as error:
-                raise AssertionError(
+                raise BrokenPromiseError(
                     f"{self._cls} writes {format_} that it does not read: {error}"
                 ) from error
             promise(
@@ -110,7 +110,7 @@ class ConfigClauses:
 
     def test_survives_pickle_and_deepcopy(self) -> None:
         """Copies by pickle (processes that are spawned) and deepcopy are equal."""
-        whole = self.own_config()
+        whole = self.config
         for how, back in (
             ("pickle", pickle.loads(pickle.dumps(whole))),  # noqa: S301 -- our own bytes
             ("deepcopy", copy.deepcopy(whole)),
@@ -136,7 +136,7 @@ class ConfigClauses:
         except ValidationError:
             pass
         else:
-            raise AssertionError(f"{self._cls} accepts 'no_such_option'; leave extra='forbid'")
+            raise BrokenPromiseError(f"{self._cls} accepts 'no_such_option'; leave extra='forbid'")
         with pytest.raises(ValueError, match="no_such_option"):
             self.own_config().no_such_option = 1
 

@@ -121,11 +121,9 @@ class FitClauses(Harness):
         plain, plain_trainer, plain_module = self.observed(
             tmp_path / "without", with_callbacks=False
         )
+        expected = facts(plain_module, plain_trainer, plain.optimizers)
         seen, trainer, module = self.observed(tmp_path / "with")
-        left = differences(
-            facts(module, trainer, seen.optimizers),
-            facts(plain_module, plain_trainer, plain.optimizers),
-        )
+        left = differences(facts(module, trainer, seen.optimizers), expected)
         promise(not left, f"{self._name} leaves behind, after a run: {'; '.join(left)}")
         if self.changes_training:
             return

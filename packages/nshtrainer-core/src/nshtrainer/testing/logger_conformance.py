@@ -49,7 +49,7 @@ class LoggerConformance(ConfigClauses):
         for name in ("default_root_dir", "logger", "enable_checkpointing"):
             del quiet[name]
         where = {"id": "conformance", "directory": {"project_root": folder}}
-        return self.in_trainer_config(**quiet, **where, **{**self.trainer_fields, **fields})
+        return self.in_trainer_config(**{**quiet, **where, **self.trainer_fields, **fields})
 
     def test_makes_a_fresh_logger(self, tmp_path: Path) -> None:
         """Each call of `create_logger` returns a new Lightning logger, and writes nothing yet.

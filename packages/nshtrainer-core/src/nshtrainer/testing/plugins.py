@@ -140,7 +140,8 @@ def _restore(variables: Mapping[str, str | None]) -> None:
 
 
 def _is_below(module: ModuleType | None, folder: Path) -> bool:
-    places = [getattr(module, "__file__", None), *list(getattr(module, "__path__", None) or ())]
+    attributes = {} if module is None else vars(module)  # not getattr, which may do anything
+    places = [attributes.get("__file__"), *list(attributes.get("__path__") or ())]
     return any(place and Path(place).is_relative_to(folder) for place in places)
 
 

@@ -76,7 +76,7 @@ def quiet_and_seeded() -> Generator[None, None, None]:
 
 def states_of(trainer: Trainer) -> dict[str, Any]:
     """State key -> copy of the state of each callback that has one."""
-    callbacks = cast("list[Callback]", trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType] -- set by Lightning's connector
+    callbacks = cast("list[Callback]", trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue] -- set by Lightning's connector
     return {c.state_key: copy.deepcopy(state) for c in callbacks if (state := c.state_dict())}
 
 

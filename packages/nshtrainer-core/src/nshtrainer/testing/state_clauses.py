@@ -12,7 +12,7 @@ import torch
 
 from .harness import Harness
 from .probes import SaveEachEpoch
-from .promises import promise
+from .promises import BrokenPromiseError, promise
 from .traces import same
 
 __all__ = ["StateClauses"]
@@ -34,7 +34,7 @@ class StateClauses(Harness):
         try:
             torch.load(buffer, weights_only=True)
         except Exception as error:
-            raise AssertionError(
+            raise BrokenPromiseError(
                 f"a checkpoint of a run with {self._name} does not load with weights_only=True: "
                 f"{error}\nUse tensors, text, numbers, booleans, None, lists, tuples and dicts"
             ) from error

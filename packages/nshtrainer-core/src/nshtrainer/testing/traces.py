@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import random
-import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
@@ -25,7 +24,8 @@ def facts(
     """Return what can be seen on *module* and around it that a callback should have put back.
 
     Attributes, submodules, the number of hooks, `training` and `requires_grad` flags, global torch
-    settings and hooks, signal handlers. Weights are not part of it; see `weights_of`.
+    settings and hooks. Not part of it: weights (see `weights_of`), and signal handlers, which
+    Lightning puts back.
 
     Args:
         module: The module that was trained.
@@ -73,9 +73,6 @@ def _process() -> Iterator[tuple[str, Any]]:
             if name.startswith("_global_") and isinstance(value, dict):
                 yield f"{owner.__name__}.{name}", len(cast("dict[Any, Any]", value))
     yield "sys.excepthook", sys.excepthook
-    for number in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, number):
-            yield f"handler of {number}", signal.getsignal(getattr(signal, number))
 
 
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:

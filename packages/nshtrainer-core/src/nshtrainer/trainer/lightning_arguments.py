@@ -10,7 +10,7 @@ import re
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from nshtrainer.config import Config
@@ -87,10 +87,9 @@ def _positive(value: timedelta) -> timedelta:
 
 
 def _interval(value: Any) -> Any:
-    if isinstance(value, (str, dict)):
-        return _positive_or_text(_duration(value))
-    if isinstance(value, timedelta):
-        return _positive(value)
+    """An int, float or duration; text is a duration."""
+    if isinstance(value, (str, dict, timedelta)):
+        return _duration(value)
     is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
     if is_count or (isinstance(value, float) and 0.0 < value <= 1.0):
         return value
@@ -101,14 +100,16 @@ def _interval(value: Any) -> Any:
     )
 
 
-def _positive_or_text(value: Any) -> Any:
+def _positive_duration(value: Any) -> Any:
     return _positive(value) if isinstance(value, timedelta) else value
 
 
 Batches = Annotated[int | float, BeforeValidator(_batches)]
 Devices = Annotated[int | str | list[int], BeforeValidator(_devices)]
-Duration = Annotated[timedelta, BeforeValidator(_duration)]
-Interval = Annotated[int | float | timedelta, BeforeValidator(_interval)]
+Duration = Annotated[timedelta, BeforeValidator(_duration), AfterValidator(_positive)]
+Interval = Annotated[
+    int | float | timedelta, BeforeValidator(_interval), AfterValidator(_positive_duration)
+]
 AtLeastMinusOne = Annotated[int, Field(strict=True, ge=-1)]
 Precision = Literal[
     16, 32, 64, "16", "32", "64", "bf16",

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from nshtrainer.callbacks.callback import silence_unused_hooks
+from nshtrainer.config_files import dump_yaml
 from nshtrainer.errors import NshTrainerError
 from nshtrainer.files import atomic_write_text
 from nshtrainer.plugins.hooks import plugin_manager
@@ -66,29 +68,30 @@ class RunRecord(Callback):
             if self._environment is None:
                 self._environment = EnvironmentSnapshot()
                 self._environment.start()
-            hparams = redact(self.config.model_dump(mode="json"))
             for logger in trainer.loggers:
-                logger.log_hyperparams({"trainer": hparams})
+                logger.log_hyperparams({"trainer": self._config_as_data()})
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self._environment is not None:
             try:
                 root = self.config.run.directory.ensure()
-                self.config.replace(id=self.config.run.id).to_file(root / "config.yaml")
+                atomic_write_text(root / "config.yaml", dump_yaml(self._config_as_data()))
                 self._write(trainer, environment=None)
             except OSError as error:
                 log.warning("the run's record cannot be written: %s", error)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._finish(trainer, "finished")
+        if stage == "fit":
+            self._finish(trainer, "finished")
 
     @override
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self._finish(trainer, f"stopped by {type(exception).__name__}")
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._finish(trainer, f"stopped by {type(exception).__name__}")
 
     def _finish(self, trainer: Trainer, status: str) -> None:
         if self._environment is None or not trainer.is_global_zero:
@@ -102,19 +105,25 @@ class RunRecord(Callback):
         root = self.config.run.directory.root
         if not root.is_dir():
             return
+        names = [type(c).__name__ for c in trainer.callbacks]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType, reportUnknownArgumentType, reportUnknownMemberType] -- set in Lightning's connector
         record = {
             "id": self.config.run.id,
             "status": status,
             "name": self.config.full_name,
             "project": self.config.project,
             "plugins": active_plugins(),
-            "callbacks": [type(c).__name__ for c in trainer.callbacks],  # pyright: ignore[reportAttributeAccessIssue] -- set in Lightning's connector
+            "callbacks": [n for n in names if not n.startswith("_")],
             "objects": self.objects,
             "metadata": self._metadata(),
-            "environment": environment,
         }
-        text = json.dumps(redact(record), indent=2, default=str)
+        # The snapshot is redacted already, and a package's name must not cost its version.
+        whole = {**redact(record), "environment": environment}
+        text = json.dumps(whole, indent=2, default=str)
         atomic_write_text(root / "run.json", text + "\n")
+
+    def _config_as_data(self) -> dict[str, Any]:
+        """The configuration with the settled id, as plain data without secrets."""
+        return redact({**self.config.model_dump(mode="json"), "id": self.config.run.id})
 
     def _metadata(self) -> dict[str, Any]:
         with using_policy(self.config.plugins):
@@ -129,8 +138,7 @@ class RunRecord(Callback):
         weights_only: bool,
     ) -> None:
         """Put the configuration, as plain data, and the plugins' versions into *checkpoint*."""
-        config = self.config.replace(id=self.config.run.id)
-        checkpoint[self.CONFIG_KEY] = redact(config.model_dump(mode="json"))
+        checkpoint[self.CONFIG_KEY] = self._config_as_data()
         checkpoint[self.RUN_KEY] = {"run_id": self.config.run.id, "plugins": active_plugins()}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +18,7 @@ from nshtrainer.callbacks.assembly import resolve_callbacks
 from nshtrainer.errors import ConfigError
 from nshtrainer.factory_guard import without_factories
 from nshtrainer.plugins.policy import using_policy
+from nshtrainer.runtime import saving
 
 from .config import TrainerConfig
 from .lightning_arguments import NOT_IN_CONFIG, LightningArguments, lightning_kwargs
@@ -67,6 +70,13 @@ class Trainer(pl.Trainer):
             return os.fspath(self.config.directory.project_root or Path.cwd())
         return os.fspath(self.config.run.directory.root)
 
+    @property
+    @override
+    def log_dir(self) -> str | None:
+        """The first logger's folder; a collective, which Lightning itself calls before `setup`."""
+        self.config.run.settle(self)
+        return super().log_dir
+
     @override
     def fit(self, *args: Any, ckpt_path: str | Path | None = None, **kwargs: Any) -> None:
         """Train; see `lightning.pytorch.Trainer.fit`.
@@ -80,6 +90,20 @@ class Trainer(pl.Trainer):
         if ckpt_path is not None:
             kwargs["ckpt_path"] = ckpt_path
         super().fit(*args, **kwargs)
+
+    @override
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save a checkpoint; see `lightning.pytorch.Trainer.save_checkpoint`.
+
+        One that is saved after `fit` is prepared by the callbacks like those that were saved in it.
+        """
+        was_installed = saving.is_installed(self)
+        saving.install(self)
+        try:
+            super().save_checkpoint(*args, **kwargs)
+        finally:
+            if not was_installed:
+                saving.uninstall(self)
 
     @classmethod
     def config_from_checkpoint(cls, path: str | Path) -> TrainerConfig:
@@ -105,13 +129,28 @@ _CKPT_PATH_POSITION = 5  # of fit's positional arguments, the model being the fi
 
 def _validated(config: TrainerConfig | Mapping[str, Any] | None) -> TrainerConfig:
     if isinstance(config, TrainerConfig):
-        return config.revalidated()
+        return _with_environment(config.revalidated())
     if config is not None and not isinstance(config, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] -- users are not type-checked
         raise TypeError(
             f"a TrainerConfig or a mapping is expected, not {type(config).__name__}; "
             f"Lightning's own arguments are fields of TrainerConfig"
         )
-    return TrainerConfig.model_validate({} if config is None else config)
+    return _with_environment(TrainerConfig.model_validate({} if config is None else config))
+
+
+def _with_environment(config: TrainerConfig) -> TrainerConfig:
+    """*config* with what Lightning's `PL_TRAINER_*` variables say about fields that it leaves open.
+
+    Lightning would read them for the arguments in our own signature, which has none of them.
+    """
+    found: dict[str, Any] = {}
+    for name in LightningArguments.model_fields:
+        text = os.environ.get(f"PL_TRAINER_{name.upper()}")
+        if text is not None and getattr(config, name) is None:
+            with contextlib.suppress(ValueError, SyntaxError):
+                text = ast.literal_eval(text)
+            found[name] = text
+    return config.replace(**found) if found else config
 
 
 def _check_objects(config: TrainerConfig, objects: dict[str, Any]) -> list[Callback]:

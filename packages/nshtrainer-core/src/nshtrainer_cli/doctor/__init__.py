@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .finding import Finding, worst
@@ -36,14 +36,24 @@ def examine(*, deep: bool = False) -> list[Finding]:
 
 
 def _examine(found: Sequence[Installed], *, deep: bool) -> Iterator[Finding]:
-    yield from check_versions(found)
-    yield from check_metadata(found)
-    yield from check_plugins(found, os.environ)
-    yield from check_switches(found, os.environ)
-    yield from check_log_folder()
-    yield from check_import()
+    checks: dict[str, Callable[[], Iterator[Finding]]] = {
+        "versions": lambda: check_versions(found),
+        "metadata": lambda: check_metadata(found),
+        "plugins": lambda: check_plugins(found, os.environ),
+        "switches": lambda: check_switches(found, os.environ),
+        "log folder": check_log_folder,
+        "import": check_import,
+    }
     if deep:
-        yield from check_config_time(found)
+        checks["config time"] = lambda: check_config_time(found)
+    for name, check in checks.items():
+        try:
+            yield from check()
+        except Exception as error:  # noqa: BLE001 -- a look that fails must not end the examination
+            yield Finding(
+                name, "warn", f"this could not be looked at: {type(error).__name__}: {error}",
+                "doctor met something that it does not know", "report it with what is shown here",
+            )  # fmt: skip
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from .finding import Finding
 from .installed import Installed
 from .plugins import plugins_of
+from .versions import CORE
 
 __all__ = ["ImportLine", "check_config_time", "check_import", "importers", "parse_import_times"]
 
 HEAVY = ("torch", "lightning", "pytorch_lightning", "numpy", "wandb")
 _TIMEOUT_S = 180
+_MARK = "loaded:"
 _SLOW_S = 1.0
 _LINE = re.compile(r"import time:\s*(\d+) \|\s*(\d+) \|(\s+)(\S+)\s*")
 
@@ -31,7 +33,7 @@ class ImportLine:
 
 def check_import() -> Iterator[Finding]:
     """Can nshtrainer itself be imported?"""
-    problem, _ = _run(["nshtrainer"])
+    problem, _, _ = _run(["nshtrainer"])
     if problem:
         yield Finding(
             "import", "fail", f"`import nshtrainer` fails: {problem}",
@@ -52,7 +54,7 @@ def check_config_time(found: Sequence[Installed]) -> Iterator[Finding]:
 
 
 def _config_time(one: Installed, modules: list[str]) -> Finding:
-    problem, output = _run(["nshtrainer", *modules])
+    problem, loaded, output = _run(["nshtrainer", *modules])
     if problem:
         return Finding(
             "config time", "fail", f"{one} cannot be imported: {problem}",
@@ -64,9 +66,11 @@ def _config_time(one: Installed, modules: list[str]) -> Finding:
         sum(x.total_us for x in lines if x.depth == 0 and x.module.partition(".")[0] in tops) / 1e6
     )
     for heavy in HEAVY:
-        chain = importers(lines, heavy)
-        if chain is None or "nshtrainer" in chain:
+        if heavy not in loaded:
             continue
+        chain = importers(lines, heavy) or []
+        if "nshtrainer" in chain and one.name != CORE:
+            continue  # told once, for the core
         by = next((m for m in chain if m.partition(".")[0] in tops), one.name)
         return Finding(
             "config time", "warn", f"{by} ({one}) imports {heavy} at config time ({took:.1f} s)",
@@ -105,19 +109,23 @@ def importers(lines: Sequence[ImportLine], module: str) -> list[str] | None:
     return chain
 
 
-def _run(modules: Sequence[str]) -> tuple[str, str]:
-    """Import *modules* in a child; what went wrong (or ""), and its import times."""
-    code = "; ".join(f"import {name}" for name in modules)
+def _run(modules: Sequence[str]) -> tuple[str, list[str], str]:
+    """Import *modules* in a child: what went wrong (or ""), what of HEAVY it loaded, import times."""
+    code = (
+        "; ".join(f"import {name}" for name in modules)
+        + f"; import sys; print({_MARK!r}, *(m for m in {HEAVY!r} if m in sys.modules))"
+    )
     try:
         done = subprocess.run(  # noqa: S603 -- our own interpreter
             [sys.executable, "-X", "importtime", "-c", code],
             capture_output=True, text=True, errors="replace", check=False, timeout=_TIMEOUT_S,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return f"it did not end within {_TIMEOUT_S} s", ""
+        return f"it did not end within {_TIMEOUT_S} s", [], ""
     except OSError as error:
-        return f"the interpreter cannot be started: {error}", ""
-    if done.returncode == 0:
-        return "", done.stderr
+        return f"the interpreter cannot be started: {error}", [], ""
+    last = (done.stdout.splitlines() or [""])[-1].split()
+    if done.returncode == 0 and last[:1] == [_MARK]:
+        return "", last[1:], done.stderr
     said = [x for x in done.stderr.splitlines() if x.strip() and not x.startswith("import time:")]
-    return said[-1].strip() if said else f"exit status {done.returncode}", done.stderr
+    return said[-1].strip() if said else f"exit status {done.returncode}", [], done.stderr

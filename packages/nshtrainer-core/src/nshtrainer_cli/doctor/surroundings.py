@@ -96,13 +96,20 @@ def _file(environ: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding(
             "switches", "fail", f"{_CALLBACKS}={value}, but there is no such file",
             "every Lightning trainer in this environment refuses to start",
-            f"correct the path (relative ones start from {Path.cwd()}), or unset it",
+            f"correct the path (relative ones start from {_here()}), or unset it",
         )  # fmt: skip
+
+
+def _here() -> Path:
+    try:
+        return Path.cwd()
+    except OSError:  # somebody deleted it
+        return Path()
 
 
 def check_log_folder() -> Iterator[Finding]:
     """Can runs that are started here write?"""
-    folder = Path.cwd() / _LOG_FOLDER
+    folder = _here() / _LOG_FOLDER
     place = folder if folder.is_dir() else folder.parent
     try:
         with tempfile.TemporaryFile(dir=place) as file:

@@ -121,9 +121,11 @@ class EarlyStoppingCallback(
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # What a resumed epoch logged before it was interrupted is not in the file.
         self._epoch_is_partial = trainer.ckpt_path is not None
-        if self._floor is not None and not trainer.optimizers and trainer.is_global_zero:
+        no_rate = largest_learning_rate(trainer.optimizers) is None
+        if self._floor is not None and no_rate and trainer.is_global_zero:
             log.warning(
-                "early stopping's min_lr=%s is ignored: there is no optimizer", self.config.min_lr
+                "early stopping's min_lr=%s is ignored: no optimizer has a learning rate",
+                self.config.min_lr,
             )
 
     @override

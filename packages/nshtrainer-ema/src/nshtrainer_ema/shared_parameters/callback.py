@@ -100,7 +100,8 @@ def read_shared_parameters(module: nn.Module) -> dict[int, tuple[str, float]]:
     factors: dict[int, tuple[str, float]] = {}
     for position, entry in enumerate(_entries(module, owner)):
         where = f"entry {position} of {owner}.shared_parameters"
-        pair = list(cast("Iterable[Any]", entry if isinstance(entry, (tuple, list)) else ()))
+        is_sequence = isinstance(entry, (tuple, list))
+        pair: list[Any] = [*cast("Iterable[Any]", entry)] if is_sequence else []
         if len(pair) != 2:
             raise SharedParametersError(
                 f"{where} is a {type(entry).__name__}; give pairs of a parameter and a factor, "

@@ -180,10 +180,10 @@ class LateWandbLogger(WandbLogger):
         return mode
 
     def _made_directory(self) -> str:
-        """W&B makes a folder `wandb` in this one."""
+        """W&B makes a folder `wandb` in this one; its service may have another current directory."""
         if (chosen := self._config.log_dir) is not None:
             chosen.mkdir(parents=True, exist_ok=True)
-            return os.fspath(chosen)
+            return os.fspath(chosen.absolute())
         return os.fspath(self._trainer_config.run.directory.ensure("log"))
 
     def _close(self, exit_code: int | None = None) -> None:

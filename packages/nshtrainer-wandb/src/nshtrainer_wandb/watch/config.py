@@ -35,9 +35,8 @@ class WandbWatchCallbackConfig(CallbackConfigBase):
     """What is recorded; None records no histograms, which leaves `log_graph`."""
 
     log_graph: bool = False
-    """Whether the module graph is recorded too. Off by default: W&B records it with closures hung
-    on every submodule, and a module that carries closures can be neither copied nor pickled until
-    its first forward pass is over."""
+    """Whether the module graph is recorded too. Off by default: W&B hangs closures on every
+    submodule for it, and until training ends the module cannot be pickled."""
 
     log_freq: PositiveInt = 1000
     """Batches (not optimizer steps) between two records. Each one makes a histogram per parameter,

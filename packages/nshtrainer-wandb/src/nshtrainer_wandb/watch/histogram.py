@@ -16,7 +16,7 @@ __all__ = ["bin_counts", "histogram"]
 _BINS: Final = 64
 
 
-def bin_counts(values: Tensor, bins: int = _BINS) -> tuple[list[float], list[float]] | None:
+def bin_counts(values: Tensor, bins: int = _BINS) -> tuple[Tensor, Tensor] | None:
     """Count the finite entries of *values* in *bins* bins of one width.
 
     Args:
@@ -24,7 +24,8 @@ def bin_counts(values: Tensor, bins: int = _BINS) -> tuple[list[float], list[flo
         bins: Number of bins; equal entries get a single one.
 
     Returns:
-        Counts, and their edges (one more); None without a finite entry. Waits for the device.
+        Counts, and their edges (one more), on the CPU; None without a finite entry. Waits for the
+        device.
     """
     local = values.to_local() if isinstance(values, DTensor) else values
     flat = local.detach().reshape(-1).float()
@@ -33,14 +34,16 @@ def bin_counts(values: Tensor, bins: int = _BINS) -> tuple[list[float], list[flo
         return None
     low, high = float(flat.min()), float(flat.max())
     if low == high:
-        return [float(flat.numel())], [low, high]
+        return torch.tensor([float(flat.numel())]), torch.tensor([low, high])
     counts = torch.histc(flat, bins=bins, min=low, max=high)
-    return counts.tolist(), torch.linspace(low, high, bins + 1).tolist()
+    return counts.cpu(), torch.linspace(low, high, bins + 1)
 
 
 def histogram(values: Tensor) -> Histogram | None:
     """Return `bin_counts` of *values* as W&B's histogram."""
     from wandb import Histogram
 
-    counted = bin_counts(values)
-    return None if counted is None else Histogram(np_histogram=counted)
+    if (counted := bin_counts(values)) is None:
+        return None
+    counts, edges = counted
+    return Histogram(np_histogram=(counts.numpy(), edges.numpy()))

@@ -1,0 +1,417 @@
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from nshtrainer import MetricConfig, create_callbacks
+from nshtrainer.errors import ConfigError
+from nshtrainer_checkpoint import BestCheckpointCallback, LastCheckpointCallback
+from nshtrainer_checkpoint.base import CheckpointCallback
+from nshtrainer_checkpoint.metadata import SidecarReader, is_intact
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),  # one process is the point
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),  # Lightning 2.6, torch 2.15
+    pytest.mark.filterwarnings("ignore:.*multiple `ModelCheckpoint` callbacks"),  # ours is first
+    pytest.mark.filterwarnings("ignore:.*but have no `val_dataloader`"),
+]
+
+MIN = {"name": "val/loss", "mode": "min"}
+
+
+def best(**options: Any) -> dict[str, Any]:
+    return {"name": "best_checkpoint", "metric": MIN, **options}
+
+
+def last(**options: Any) -> dict[str, Any]:
+    return {"name": "last_checkpoint", **options}
+
+
+def only(*configs: dict[str, Any]) -> dict[str, Any]:
+    return {"checkpoint_saving": {"checkpoint_callbacks": list(configs)}}
+
+
+def values_in(folder: Path) -> list[float | None]:
+    return sorted(r.value for r in SidecarReader().records(folder))
+
+
+def test_every_hook_of_lightnings_class_is_ours():
+    """A hook that a later Lightning adds would act behind our back: this notices."""
+    theirs = {n for n in vars(ModelCheckpoint) if n.startswith("on_") or n in vars(Callback)}
+    theirs -= {"__module__", "__doc__", "__dict__", "__weakref__"}
+
+    assert theirs >= {"setup", "state_dict", "on_validation_end", "on_train_epoch_end"}
+    assert not {n for n in theirs if n not in vars(CheckpointCallback)}
+    assert "_find_last_checkpoints" in vars(CheckpointCallback)
+
+
+def test_files_links_and_metadata_are_where_they_are_documented(fit, model, folder: Path):
+    """The documented paths exist, the links are relative, the metadata tells what was saved."""
+    trainer = fit(model([0.5, 0.25]), primary_metric=MIN, id="r")
+
+    assert os.readlink(folder / "best_val_loss.ckpt") == (
+        "best_val_loss/epoch1-step8-val_loss0.25.ckpt"
+    )
+    assert os.readlink(folder / "last.ckpt") == "last/epoch1-step8-duration0s.ckpt"
+    best_file = folder / "best_val_loss" / "epoch1-step8-val_loss0.25.ckpt"
+    metadata = json.loads(Path(f"{best_file}.metadata.json").read_text())
+    assert metadata["global_step"] == 8
+    assert metadata["run_id"] == "r"
+    assert metadata["monitor"] == {"name": "val/loss", "mode": "min", "value": 0.25}
+    assert metadata["checkpoint_size_bytes"] == best_file.stat().st_size
+    assert trainer.checkpoint_callback.best_model_path == str(best_file)
+    assert trainer.checkpoint_callback.best_model_score == 0.25
+
+
+def test_every_file_loads_without_running_code(fit, model, folder: Path):
+    """Weights, optimizer and callbacks' states are plain for torch; hyper-parameters become so."""
+    fit(model(hparams={"path": Path("x"), "wait": timedelta(seconds=1)}), primary_metric=MIN)
+    files = list(folder.rglob("*/*.ckpt"))
+
+    assert len(files) == 2
+    for file in files:
+        checkpoint = torch.load(file, weights_only=True)
+        assert checkpoint["hyper_parameters"] == {"path": "x", "wait": 1.0}
+        assert checkpoint["callbacks"]["nshtrainer.last_checkpoint"]
+
+
+@pytest.mark.parametrize(("topk", "kept"), [(1, [0.1]), (2, [0.1, 0.2]), ("all", [0.1, 0.2, 0.3, 0.4])])
+def test_best_keeps_the_best(fit, model, folder: Path, topk: Any, kept: list[float]):
+    """Of four validations the best `topk` stay, whatever their order; the link leads to the best."""
+    fit(model([0.3, 0.1, 0.4, 0.2]), max_epochs=4, **only(best(topk=topk)))
+
+    assert values_in(folder / "best_val_loss") == pytest.approx(kept)
+    assert "val_loss0.1" in os.readlink(folder / "best_val_loss.ckpt")
+
+
+@pytest.mark.parametrize(
+    "values", [[math.nan, 0.5, 0.7], [0.5, math.nan, math.nan], [-math.inf, 0.5, math.inf]]
+)
+def test_no_number_never_wins_nor_ends_training(fit, model, folder: Path, values: list[float]):
+    """NaN and infinity rank behind every number."""
+    fit(model(values), max_epochs=3, **only(best(), last()))
+
+    assert values_in(folder / "best_val_loss") == [0.5]
+    assert (folder / "last.ckpt").resolve().name.startswith("epoch2")
+
+
+def test_a_typo_in_the_metric_is_said_once(fit, model, folder, caplog: pytest.LogCaptureFixture):
+    """The warning tells what was logged and what is near; training goes on."""
+    with caplog.at_level(logging.WARNING):
+        fit(model(), **only(best(metric={"name": "val/los", "mode": "min"})))
+
+    warnings = [r.getMessage() for r in caplog.records if "was not logged" in r.getMessage()]
+    assert len(warnings) == 1
+    assert "Did you mean 'val/loss'?" in warnings[0]
+    assert "train/loss" in warnings[0]
+    assert len(values_in(folder / "best_val_los")) == 1
+
+
+@pytest.mark.parametrize("name", ["val.loss", "acc[1]", "val:loss", "val{x}", "a/b c"])
+def test_any_metric_name_works(fit, model, folder: Path, names, name: str):
+    """Names that Python's `format` would trip over give a file like any other."""
+    fit(model([0.5], name), max_epochs=1, **only(best(metric={"name": name, "mode": "max"})))
+    (sub,) = [p for p in folder.iterdir() if p.is_dir()]
+
+    assert len(names(sub)) == 1
+    assert names(sub)[0].endswith("0.5")
+
+
+def test_a_constant_name_never_loses_the_new_file(fit, model, folder: Path, names):
+    """With one name for all, the new file gets a version and the old one goes, not the reverse."""
+    fit(model([0.5, 0.25, 0.125]), max_epochs=3, **only(best(filename="m"), last(filename="m")))
+
+    for sub, link in (("best_val_loss", "best_val_loss.ckpt"), ("last", "last.ckpt")):
+        assert len(names(folder / sub)) == 1
+        assert (folder / link).resolve().exists()
+    assert values_in(folder / "best_val_loss") == [0.125]
+
+
+def test_several_metrics_stand_side_by_side(fit, model, folder: Path):
+    """Each metric has its own folder, link and state."""
+    trainer = fit(
+        model(), **only(best(), best(metric={"name": "train/loss", "mode": "max"}), last())
+    )
+
+    assert (folder / "best_val_loss.ckpt").exists()
+    assert (folder / "best_train_loss.ckpt").exists()
+    assert len({c.state_key for c in trainer.checkpoint_callbacks}) == 3
+
+
+def test_one_folder_for_two_callbacks_is_refused(plain_fit, model):
+    """By hand, two metrics that look alike in a path are told apart by a label or not at all."""
+    metrics = [MetricConfig(name=n, mode="min") for n in ("val/loss", "val_loss")]
+
+    with pytest.raises(ConfigError, match="label"):
+        plain_fit(model(), [BestCheckpointCallback(metric=m) for m in metrics])
+
+
+def test_steps_after_the_last_validation_are_saved_at_the_end(plain_fit, model, tmp_path: Path):
+    """13 steps, validated each 5: the last checkpoint is that of step 13."""
+    every_5 = {"val_check_interval": 5, "check_val_every_n_epoch": None}
+    plain_fit(model(), [LastCheckpointCallback(topk=2)], max_epochs=-1, max_steps=13, **every_5)
+
+    records = SidecarReader().records(tmp_path / "checkpoint" / "last")
+    assert sorted(r.step for r in records) == [10, 13]
+
+
+def test_nothing_is_written_twice_for_one_step(fit, model, folder: Path):
+    """At the end of training a step that is saved already is not saved again."""
+    fit(model(), **only(last(topk="all")))
+
+    assert sorted(r.step for r in SidecarReader().records(folder / "last")) == [4, 8]
+
+
+def test_without_validation_the_end_of_an_epoch_counts(fit, model, folder: Path):
+    """Best and last act on training metrics at each epoch's end."""
+    metric = {"name": "train/loss", "mode": "min"}
+    fit(model(), validate=False, max_epochs=3, **only(best(metric=metric), last(topk="all")))
+
+    assert sorted(r.step for r in SidecarReader().records(folder / "last")) == [4, 8, 12]
+    assert [r.step for r in SidecarReader().records(folder / "best_train_loss")] == [12]
+
+
+def test_an_interval_saves_between_validations(fit, model, folder: Path):
+    """With an interval that is always over, each optimizer step is saved, and only those."""
+    interval = {"save_on_time_interval": timedelta(microseconds=1), "topk": "all"}
+    fit(model(), max_epochs=1, accumulate_grad_batches=2, **only(last(**interval)))
+
+    assert sorted(r.step for r in SidecarReader().records(folder / "last")) == [1, 2]
+
+
+def test_without_an_interval_no_batch_is_slowed_down():
+    """The per-batch hook is not there for Lightning to call."""
+    metric = MetricConfig(**MIN)
+
+    assert LastCheckpointCallback().on_train_batch_end is None
+    assert BestCheckpointCallback(metric=metric).on_train_batch_end is None
+    assert callable(LastCheckpointCallback(save_on_time_interval=timedelta(1)).on_train_batch_end)
+
+
+def test_neither_sanity_check_nor_validate_nor_test_saves(fit, model, loader, folder: Path):
+    """Only training saves."""
+    trainer = fit(model(), num_sanity_val_steps=2, max_epochs=1, **only(best(topk="all")))
+    before = sorted(folder.rglob("*"))
+    trainer.validate(model(), loader(), verbose=False)
+    trainer.test(model(), loader(), verbose=False)
+
+    assert [r.step for r in SidecarReader().records(folder / "best_val_loss")] == [4]
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_weights_only_file_is_no_last_to_resume_from(fit, model, folder: Path):
+    """It loads, holds no optimizer, and `ckpt_path="last"` passes over it."""
+    trainer = fit(model(), **only(last(save_weights_only=True), best()))
+    file = (folder / "last.ckpt").resolve()
+
+    assert "optimizer_states" not in torch.load(file, weights_only=True)
+    found = set().union(*(c._find_last_checkpoints(trainer) for c in trainer.checkpoint_callbacks))
+    assert [Path(p).parent.name for p in found] == ["best_val_loss"]
+
+
+def test_no_link_if_none_is_wanted(fit, model, folder: Path):
+    """`save_symlink=False` leaves only the folder."""
+    fit(model(), **only(best(save_symlink=False), last(save_symlink=False)))
+
+    assert sorted(p.name for p in folder.iterdir()) == ["best_val_loss", "last"]
+
+
+def test_a_lost_best_blocks_nothing(fit, model, folder: Path):
+    """A checkpoint deleted by hand no longer counts, and its link is put right."""
+    trainer = fit(model([0.1]), max_epochs=1, **only(best(), last()))
+    Path(trainer.checkpoint_callback.best_model_path).unlink()
+    fit(model([0.75]), max_epochs=2, ckpt_path="last", **only(best(), last()))
+
+    assert values_in(folder / "best_val_loss") == [0.75]
+    assert (folder / "best_val_loss.ckpt").resolve().name == "epoch1-step8-val_loss0.75.ckpt"
+
+
+def test_what_is_not_ours_is_never_deleted(fit, model, folder: Path):
+    """Files of the user, of another run and with damaged metadata outlive every save."""
+    sub = folder / "last"
+    sub.mkdir(parents=True)
+    (sub / "mine.ckpt").write_bytes(b"mine")
+    (sub / "torn.ckpt").write_bytes(b"torn")
+    (sub / "torn.ckpt.metadata.json").write_text("{")
+    fit(model(), max_epochs=3, **only(last()))
+
+    assert (sub / "mine.ckpt").read_bytes() == b"mine"
+    assert (sub / "torn.ckpt").exists()
+
+
+def test_two_runs_share_a_folder_without_touching_each_other(fit, model, tmp_path: Path):
+    """With one `dirpath`, each run ranks and deletes only its own."""
+    where = {"dirpath": tmp_path / "shared"}
+    fit(model([0.1, 0.2]), id="one", **only(best(**where)))
+    fit(model([0.9, 0.8]), id="two", **only(best(**where)))
+
+    assert values_in(tmp_path / "shared" / "best_val_loss") == pytest.approx([0.1, 0.8])
+
+
+class _Listener(Callback):
+    def __init__(self) -> None:
+        self.saved: list[tuple[str, int]] = []
+        self.removed: list[str] = []
+        self.complete = True
+
+    def on_checkpoint_saved(self, trainer, pl_module, path: Path, metadata) -> None:
+        self.saved.append((path.parent.name, metadata["global_step"]))
+        self.complete &= path.exists() and Path(f"{path}.metadata.json").exists()
+
+    def on_checkpoint_removed(self, trainer, pl_module, path: Path) -> None:
+        self.removed.append(path.name)
+        self.complete &= not path.exists()
+
+
+def test_others_hear_of_saved_and_removed_checkpoints(fit, model):
+    """The events come after the fact, with path and metadata."""
+    listener = _Listener()
+    fit(model([0.2, 0.1]), objects={"callbacks": [listener]}, **only(best(), last()))
+
+    assert listener.saved == [(f, s) for s in (4, 8) for f in ("best_val_loss", "last")]
+    assert [n.split("-")[1] for n in listener.removed] == ["step4", "step4"]
+    assert listener.complete
+
+
+class _Log(Logger):
+    name, version, experiment = "log", 0, None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, str, float | None]] = []
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None: ...
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+        call = checkpoint_callback
+        assert is_intact(SidecarReader().records(Path(call.dirpath))[0])
+        score = None if call.best_model_score is None else float(call.best_model_score)
+        self.seen.append((Path(call.dirpath).name, Path(call.last_model_path).name, score))
+
+
+def test_loggers_are_told_as_by_lightning(fit, model):
+    """`after_save_checkpoint` comes after the commit, with Lightning's attributes set."""
+    logger = _Log()
+    fit(model([0.5]), max_epochs=1, objects={"logger": logger}, **only(best()))
+
+    assert logger.seen == [("best_val_loss", "epoch0-step4-val_loss0.5.ckpt", 0.5)]
+
+
+def test_a_plain_lightning_trainer_has_it_all(plain_fit, model, loader, tmp_path: Path):
+    """Callbacks made by hand save below the root directory, test the best and resume the last."""
+
+    def callbacks() -> list[pl.Callback]:
+        return [BestCheckpointCallback(metric=MetricConfig(**MIN)), LastCheckpointCallback()]
+
+    module = model([0.1, 0.2])
+    trainer = plain_fit(module, callbacks())
+    trainer.test(dataloaders=loader(), ckpt_path="best", verbose=False)
+    assert "epoch0-step4" in trainer.ckpt_path
+    assert (tmp_path / "checkpoint" / "last.ckpt").exists()
+
+    trainer = plain_fit(model([0.3, 0.3]), callbacks(), ckpt_path="last", max_epochs=4)
+    assert trainer.global_step == 16
+    assert values_in(tmp_path / "checkpoint" / "best_val_loss") == pytest.approx([0.1])
+
+
+def test_created_callbacks_serve_a_plain_trainer(plain_fit, model, tmp_path: Path):
+    """`create_callbacks` gives a run with an id and its directory."""
+    callbacks = create_callbacks(
+        ["checkpoint_saving"],
+        id="r",
+        primary_metric=MetricConfig(**MIN),
+        directory={"project_root": tmp_path},
+    )
+    plain_fit(model(), callbacks)
+
+    folder = tmp_path / "nshtrainer_logs" / "r" / "checkpoint"
+    assert (folder / "best_val_loss.ckpt").exists()
+    assert (tmp_path / "nshtrainer_logs" / ".gitignore").exists()
+
+
+class _Sharded(pl.strategies.SingleDeviceStrategy):
+    """Saves a directory, as sharding strategies do."""
+
+    def save_checkpoint(self, checkpoint, filepath, storage_options=None) -> None:
+        Path(filepath).mkdir(parents=True)
+        torch.save(checkpoint, Path(filepath) / "shard0.pt")
+
+
+def test_a_checkpoint_may_be_a_directory(fit, model, folder: Path, names):
+    """Strategies that save a directory are committed, linked and pruned alike."""
+    fields = {k: None for k in ("accelerator", "devices")}
+    strategy = _Sharded(device=torch.device("cpu"), accelerator=pl.accelerators.CPUAccelerator())
+    fit(model(), objects={"strategy": strategy}, **fields, **only(last()))
+
+    assert len(names(folder / "last")) == 1
+    assert (folder / "last.ckpt" / "shard0.pt").exists()
+    assert len([p for p in (folder / "last").iterdir() if p.is_dir()]) == 1
+
+
+def test_asynchronous_checkpoint_io_works(fit, model, folder: Path):
+    """A plugin that writes in a thread is waited for before the commit."""
+    from lightning.pytorch.plugins.io import AsyncCheckpointIO
+
+    fit(model(), objects={"plugins": [AsyncCheckpointIO()]}, **only(last()))
+
+    assert is_intact(SidecarReader().records(folder / "last")[0])
+
+
+class _FullDisk(Callback):
+    """Lets the second save fail as a full disk would."""
+
+    def __init__(self) -> None:
+        self.saves = 0
+
+    def on_checkpoint_prepare(self, trainer, pl_module, checkpoint, weights_only) -> None:
+        self.saves += 1
+        if self.saves == 2:
+            raise OSError(28, "No space left on device")
+
+
+def test_a_failed_save_leaves_the_older_one(fit, model, folder: Path):
+    """The error reaches the user; file, metadata and link of before are whole, nothing is torn."""
+    with pytest.raises(OSError, match="No space left"):
+        fit(model(), objects={"callbacks": [_FullDisk()]}, **only(last()))
+
+    (record,) = SidecarReader().records(folder / "last")
+    assert record.step == 4
+    assert is_intact(record)
+    assert (folder / "last.ckpt").resolve() == record.path
+    assert len(os.listdir(folder / "last")) == 2
+
+
+def test_an_unreadable_value_in_a_checkpoint_is_named(fit, model, caplog: pytest.LogCaptureFixture):
+    """A user's key that torch would refuse to read is told once, with place and class."""
+
+    class Odd(model):
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            checkpoint["mine"] = {"path": Path("x")}
+
+    fit(Odd(), **only(last()))
+
+    assert caplog.text.count("checkpoint['mine']['path']") == 1
+
+
+def test_callbacks_can_be_copied_and_pickled(model):
+    """Spawning strategies pickle them; a copy names the same folder."""
+    import copy
+    import pickle
+
+    callback = LastCheckpointCallback(dirpath=Path("x"))
+    for other in (copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))):
+        assert other.state_key == callback.state_key
+        assert other.writer.locate() == callback.writer.locate()
+
+

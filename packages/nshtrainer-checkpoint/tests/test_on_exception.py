@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from nshtrainer_checkpoint import OnExceptionCheckpointCallback
+from nshtrainer_checkpoint.metadata import SidecarReader, is_intact
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),  # one process is the point
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),  # Lightning 2.6, torch 2.15
+    pytest.mark.filterwarnings("ignore:.*ended before the epoch ended"),  # resumed in mid-epoch
+    pytest.mark.filterwarnings("ignore:.*multiple `ModelCheckpoint` callbacks"),
+]
+
+LAST = {"name": "last_checkpoint"}
+EMERGENCY = {"name": "on_exception_checkpoint"}
+
+
+def only(*configs: dict[str, Any]) -> dict[str, Any]:
+    return {"checkpoint_saving": {"checkpoint_callbacks": list(configs)}}
+
+
+class Fail(Callback):
+    """Raises in a hook, once a step has been made."""
+
+    def __init__(self, hook: str, step: int, error: type[BaseException] = RuntimeError) -> None:
+        def raise_at(trainer, *args, **kwargs):
+            if trainer.global_step >= step:
+                raise error("the user's error")
+
+        setattr(self, hook, raise_at)
+
+
+@pytest.mark.parametrize(
+    ("hook", "step", "saved"),
+    [
+        ("on_train_batch_end", 3, 3),
+        ("on_train_batch_start", 2, 2),
+        ("on_validation_batch_end", 4, 4),
+        ("on_train_epoch_end", 4, 4),
+        ("on_train_batch_start", 0, None),
+        ("on_train_start", 0, None),
+        ("setup", 0, None),
+    ],
+)
+def test_an_exception_after_a_step_saves(fit, model, folder: Path, hook, step: int, saved):
+    """One whole checkpoint of the right step; before the first step none."""
+    with pytest.raises(RuntimeError, match="the user's error"):
+        fit(model(), objects={"callbacks": [Fail(hook, step)]}, **only(EMERGENCY))
+
+    records = SidecarReader().records(folder / "on_exception")
+    assert [(r.path.name, r.step) for r in records] == ([("on_exception_r.ckpt", saved)] if saved else [])
+    assert all(is_intact(r) for r in records)
+
+
+def test_ctrl_c_saves_too(fit, model, folder: Path):
+    """KeyboardInterrupt leaves a checkpoint; Lightning then exits."""
+    with pytest.raises(SystemExit):
+        fit(model(), objects={"callbacks": [Fail("on_train_batch_end", 2, KeyboardInterrupt)]}, **only(EMERGENCY))
+
+    assert [r.step for r in SidecarReader().records(folder / "on_exception")] == [2]
+
+
+def test_neither_test_nor_validate_saves(fit, model, loader, folder: Path):
+    """Only training is worth saving."""
+    failing = Fail("on_test_start", 0)
+    trainer = fit(model(), objects={"callbacks": [failing]}, **only(EMERGENCY))
+    with pytest.raises(RuntimeError, match="the user's error"):
+        trainer.test(model(), loader())
+
+    assert not (folder / "on_exception").exists()
+
+
+def test_the_sanity_check_does_not_save(fit, model, folder: Path):
+    """Its weights are untrained."""
+    with pytest.raises(RuntimeError):
+        fit(
+            model(),
+            num_sanity_val_steps=1,
+            objects={"callbacks": [Fail("on_validation_batch_end", 0)]},
+            **only(EMERGENCY),
+        )
+
+    assert not (folder / "on_exception").exists()
+
+
+class Unsaveable(Callback):
+    def state_dict(self) -> dict[str, Any]:
+        raise ValueError("this state cannot be saved")
+
+
+def test_a_failing_save_does_not_hide_the_users_error(fit, model, folder: Path, caplog):
+    """Both are reported, the user's is raised, and nothing torn is left."""
+    with pytest.raises(RuntimeError, match="the user's error"), caplog.at_level(logging.ERROR):
+        fit(
+            model(),
+            objects={"callbacks": [Fail("on_train_batch_end", 2), Unsaveable()]},
+            **only(EMERGENCY),
+        )
+
+    assert "no checkpoint could be saved on RuntimeError" in caplog.text
+    assert "this state cannot be saved" in caplog.text
+    assert not list((folder / "on_exception").iterdir())
+
+
+def test_last_means_the_emergency_checkpoint_only_if_it_is_the_newest(fit, model, folder: Path):
+    """Resumed from it when it is ahead; once training went further, it is not."""
+    saving = only(LAST, EMERGENCY)
+    with pytest.raises(RuntimeError):
+        fit(model(), objects={"callbacks": [Fail("on_train_batch_end", 6)]}, **saving)
+    trainer = fit(model(), ckpt_path="last", max_epochs=3, **saving)
+    assert Path(trainer.ckpt_path) == folder / "on_exception" / "on_exception_r.ckpt"
+    assert trainer.global_step == 12
+
+    trainer = fit(model(), ckpt_path="last", max_epochs=4, **saving)
+    assert Path(trainer.ckpt_path).parent.name == "last"
+
+
+def test_a_fit_without_ckpt_path_starts_from_scratch(fit, model):
+    """The callback does not turn `ckpt_path=None` into `"last"`."""
+    with pytest.raises(RuntimeError):
+        fit(model(), objects={"callbacks": [Fail("on_train_batch_end", 2)]}, **only(EMERGENCY))
+
+    assert fit(model(), max_epochs=1, **only(EMERGENCY)).global_step == 4
+
+
+def test_repeated_crashes_do_not_pile_up(fit, model, folder: Path):
+    """Each crash replaces the emergency file, except the one that training resumed from."""
+    saving = only(LAST, EMERGENCY)
+    for step in (2, 3, 6, 7):
+        with pytest.raises(RuntimeError):
+            fit(model(), ckpt_path="last" if step > 2 else None, objects={"callbacks": [Fail("on_train_batch_end", step)]}, **saving)
+
+        records = SidecarReader().records(folder / "on_exception")
+        assert max(r.step for r in records) == step
+        assert all(is_intact(r) for r in records)
+        assert len(records) <= 2
+
+
+def test_the_strategy_is_as_before(plain_fit, model, tmp_path: Path):
+    """By hand on a plain trainer; the barrier that was set aside is back."""
+    look = Look()
+    with pytest.raises(RuntimeError):
+        plain_fit(model(), [OnExceptionCheckpointCallback(), Fail("on_train_batch_end", 1), look])
+
+    assert "barrier" not in vars(look.trainer.strategy)
+    assert (tmp_path / "checkpoint" / "on_exception" / "on_exception.ckpt").exists()
+
+
+class Look(Callback):
+    """Keeps the trainer to look at."""
+
+    def setup(self, trainer, pl_module, stage: str) -> None:
+        self.trainer = trainer

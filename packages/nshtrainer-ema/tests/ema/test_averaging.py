@@ -1,0 +1,143 @@
+"""The arithmetic of the average, against a float64 loop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from nshtrainer_ema.ema.averaging import (
+    UnsupportedParameterError,
+    WeightAverage,
+    update_average,
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_the_average_follows_its_formula(dtype):
+    """decay*average + (1-decay)*weights, over many steps, whatever the dtype of the weights."""
+    module = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3)).to(dtype)
+    average = WeightAverage(0.9, 1, offload=False)
+    average.track(0, list(module.parameters()), module)
+    expected = {n: p.detach().double() for n, p in module.named_parameters()}
+    for _ in range(50):
+        for name, parameter in module.named_parameters():
+            parameter.data = torch.randn_like(parameter)
+            expected[name] = 0.9 * expected[name] + 0.1 * parameter.detach().double()
+        average.update(0, skipped=False)
+
+    for name, tensor in average.averages.items():
+        assert tensor.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_a_high_decay_moves_the_average_of_bf16_weights():
+    """In bf16 the average would stay at 1.0000; the closed form says 1.4966."""
+    module = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
+    nn.init.ones_(module.weight)
+    average = WeightAverage(0.999, 1, offload=False)
+    average.track(0, [module.weight], module)
+    nn.init.constant_(module.weight, 1.5)
+    for _ in range(5000):
+        average.update(0, skipped=False)
+
+    assert average.averages["weight"].item() == pytest.approx(1.5 - 0.5 * 0.999**5000, rel=1e-4)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_flag_on_the_device_counts_as_a_flag_on_the_host(every, dtype):
+    """A step whose skip only the device knows neither moves the average nor counts."""
+    pattern = [False, True, False, False, True, True, False, False, False]
+    results = []
+    for as_tensor in (False, True):
+        module = nn.Linear(3, 2).to(dtype)
+        for parameter in module.parameters():
+            parameter.data.fill_(0.5)
+        average = WeightAverage(0.75, every, offload=False)
+        average.track(0, list(module.parameters()), module)
+        for value, skipped in enumerate(pattern):
+            for parameter in module.parameters():
+                parameter.data.fill_(value)
+            average.update(0, torch.tensor(skipped) if as_tensor else skipped)
+        results.append(average)
+        if as_tensor:
+            average.update(0, skipped=True)
+            average.update(0, skipped=False)
+            assert average.steps == {0: 7}
+        else:
+            assert average.steps == {0: 6}
+            before = {n: a.clone() for n, a in average.averages.items()}
+    if every == 1:
+        for name, tensor in before.items():
+            expected = 0.75 * tensor + 0.25 * 8
+            torch.testing.assert_close(results[1].averages[name], expected)
+    else:
+        torch.testing.assert_close(results[1].averages, before)
+
+
+def test_a_skipped_step_keeps_the_average_bit_for_bit():
+    """Also where only the device knows of the skip."""
+    average, source = [torch.randn(100)], [torch.randn(100)]
+    before = average[0].clone()
+    update_average(average, source, 0.9, where=torch.tensor(False))
+
+    assert torch.equal(average[0], before)
+
+
+def test_large_mixed_weights_are_averaged_piece_by_piece(monkeypatch):
+    """Every tensor of a list longer than one piece is moved, exactly once."""
+    monkeypatch.setattr("nshtrainer_ema.ema.averaging._PIECE", 10)
+    sizes = [3, 9, 1, 30, 2, 2]
+    average = [torch.zeros(n) for n in sizes]
+    dtypes = [torch.bfloat16, torch.float32, torch.float16, torch.bfloat16, torch.float32]
+    source = [torch.ones(n, dtype=d) for n, d in zip(sizes, [*dtypes, torch.bfloat16], strict=True)]
+    update_average(average, source, 0.5)
+
+    assert all(torch.equal(a, torch.full_like(a, 0.5)) for a in average)
+
+
+@pytest.mark.parametrize(("decay", "expected"), [(0.0, 3.0), (1.0, 2.0)])
+def test_the_ends_of_the_range_are_exact(decay, expected):
+    """0 follows the weights, 1 never moves."""
+    average = [torch.full((4,), 2.0)]
+    update_average(average, [torch.full((4,), 3.0)], decay)
+
+    assert torch.equal(average[0], torch.full((4,), expected))
+
+
+def test_tied_frozen_and_foreign_parameters():
+    """Tied ones are averaged once; what is not trained or not the module's is left alone."""
+    module = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2), "c": nn.Linear(2, 2)})
+    module["b"].weight = module["a"].weight
+    module["c"].requires_grad_(False)
+    listed = [*module["a"].parameters(), *module["b"].parameters(), *module["c"].parameters()]
+    average = WeightAverage(0.5, 1, offload=False)
+    average.track(0, [*{id(p): p for p in listed}.values(), torch.zeros(2)], module)
+
+    assert sorted(average.averages) == ["a.bias", "a.weight", "b.bias"]
+
+
+def test_an_unfrozen_parameter_begins_as_it_is_then():
+    """What was averaged before goes on; what is frozen again is still followed."""
+    module = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    module["b"].requires_grad_(False)
+    average = WeightAverage(0.5, 1, offload=False)
+    average.track(0, list(module.parameters()), module)
+    kept = average.averages["a.weight"]
+    module["b"].requires_grad_(True)
+    module["a"].requires_grad_(False)
+    average.track(0, list(module.parameters()), module)
+
+    assert average.averages["a.weight"] is kept
+    assert torch.equal(average.averages["b.weight"], module["b"].weight)
+    assert len(average.averages) == 4
+
+
+def test_a_parameter_split_over_processes_is_refused():
+    """With a message that says what to do, instead of an average of a shard."""
+    module = nn.Linear(2, 2)
+    module.weight._fsdp_flattened = True
+
+    with pytest.raises(UnsupportedParameterError, match=r"'weight'.*such as ddp"):
+        WeightAverage(0.5, 1, offload=False).track(0, [module.weight], module)
