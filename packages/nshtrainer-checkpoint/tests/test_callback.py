@@ -114,8 +114,35 @@ def test_a_typo_in_the_metric_is_said_once(fit, model, folder, caplog: pytest.Lo
     warnings = [r.getMessage() for r in caplog.records if "was not logged" in r.getMessage()]
     assert len(warnings) == 1
     assert "Did you mean 'val/loss'?" in warnings[0]
-    assert "train/loss" in warnings[0]
+    assert "train/loss, val/loss" in warnings[0]
     assert len(values_in(folder / "best_val_los")) == 1
+
+
+def test_a_training_metric_is_ranked_by_its_own_epoch(fit, model, folder: Path):
+    """Validation ends before the epoch's mean is known; the mean of the epoch before is not used."""
+    metric = {"name": "train/loss", "mode": "min"}
+    trainer = fit(model(), max_epochs=3, **only(best(metric=metric, topk="all")))
+
+    logged = {r.epoch: r.value for r in SidecarReader().records(folder / "best_train_loss")}
+    assert sorted(logged) == [0, 1, 2]
+    assert len(set(logged.values())) == 3
+    assert logged[2] == float(trainer.callback_metrics["train/loss"])
+
+
+def test_a_value_of_an_earlier_validation_does_not_count(fit, model, folder: Path):
+    """A metric that is not logged this time ranks last, not by what it was."""
+
+    class Forgetful(model):
+        def on_validation_epoch_end(self) -> None:
+            if self.current_epoch == 0:
+                self.log("val/loss", 0.5)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+    fit(Forgetful(), max_epochs=3, **only(best(topk="all")))
+
+    records = SidecarReader().records(folder / "best_val_loss")
+    assert {r.epoch: r.value for r in records} == {0: 0.5, 1: None, 2: None}
 
 
 @pytest.mark.parametrize("name", ["val.loss", "acc[1]", "val:loss", "val{x}", "a/b c"])

@@ -87,7 +87,7 @@ def scaled() -> Callable[[], Any]:
     return lambda: MixedPrecision(
         precision="16-mixed",
         device="cpu",
-        scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000),
+        scaler=torch.amp.GradScaler("cpu", init_scale=2.0**3, growth_interval=1000),
     )
 
 

@@ -82,9 +82,7 @@ def test_norm_type_refuses_what_is_no_norm(bad: object):
         NormLoggingCallbackConfig.model_validate({"log_param_norm": bad})
 
 
-@pytest.mark.parametrize(
-    ("given", "kept"), [(True, "warn"), (False, "ignore"), ("raise", "raise")]
-)
+@pytest.mark.parametrize(("given", "kept"), [(True, "warn"), (False, "ignore"), ("raise", "raise")])
 def test_finite_checks_take_switches_and_actions(given: object, kept: str):
     """Switches of existing configurations keep their meaning beside the actions."""
     config = FiniteChecksCallbackConfig.model_validate({"nonfinite_grads": given})

@@ -55,7 +55,9 @@ def test_raise_stops_before_the_weights_change(net, make_trainer, value):
     module = Bad()
     trainer = make_trainer(FiniteChecksCallback(nonfinite_grads="raise"))
 
-    with pytest.raises(NonFiniteGradientError, match=r"1 of 4 .* step 3: second\.weight\.") as error:
+    with pytest.raises(
+        NonFiniteGradientError, match=r"1 of 4 .* step 3: second\.weight\."
+    ) as error:
         trainer.fit(module)
     assert "gradient_skipping" in str(error.value)
     assert all(torch.equal(p, b) for p, b in zip(module.parameters(), module.before, strict=True))
@@ -103,7 +105,11 @@ def test_warnings_become_rarer(poisoned, make_trainer, caplog):
 def test_finite_gradients_are_not_mentioned(net, make_trainer, caplog):
     """A healthy run has no message, and the weights of a run without checks."""
     states = []
-    for callbacks in ([], [FiniteChecksCallback()], [FiniteChecksCallback(nonfinite_grads="raise")]):
+    for callbacks in (
+        [],
+        [FiniteChecksCallback()],
+        [FiniteChecksCallback(nonfinite_grads="raise")],
+    ):
         module = net()
         make_trainer(*callbacks).fit(module)
         states.append(module.state_dict())
@@ -161,7 +167,9 @@ def test_missing_gradients_can_stop_the_run(unused, make_trainer):
     before = [p.detach().clone() for p in module.parameters()]
     trainer = make_trainer(FiniteChecksCallback(none_grads="raise"))
 
-    with pytest.raises(MissingGradientError, match=r"2 of 8 parameters .* idle\.weight, idle\.bias"):
+    with pytest.raises(
+        MissingGradientError, match=r"2 of 8 parameters .* idle\.weight, idle\.bias"
+    ):
         trainer.fit(module)
     assert all(torch.equal(p, b) for p, b in zip(module.parameters(), before, strict=True))
 

@@ -114,7 +114,9 @@ def test_warning_comes_once_and_the_run_goes_on(net, make_trainer, caplog):
     with caplog.at_level(logging.WARNING, "nshtrainer_monitoring"):
         trainer.fit(net())
 
-    assert [r.message.count("'val/typo'") for r in caplog.records if r.levelname == "WARNING"] == [1]
+    assert [r.message.count("'val/typo'") for r in caplog.records if r.levelname == "WARNING"] == [
+        1
+    ]
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,10 @@ def test_loss_scaling_is_undone(net, make_trainer, memory_logger, fused):
     plain, scaled = memory_logger(), memory_logger()
     for logger, plugins in (
         (plain, []),
-        (scaled, [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=128.0))]),
+        (
+            scaled,
+            [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=128.0))],
+        ),
     ):
         callback = NormLoggingCallback(log_grad_norm=True)
         make_trainer(callback, logger=logger, plugins=plugins).fit(net(configure=configure))

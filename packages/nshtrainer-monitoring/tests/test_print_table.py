@@ -76,7 +76,9 @@ def test_later_metrics_get_their_own_column(net, make_trainer, capsys):
             if self.current_epoch == 1:
                 self.log("a_first_by_name", 5.0)
 
-    trainer = make_trainer(PrintTableMetricsCallback(metric_patterns=["val/*", "a_*"]), max_epochs=2)
+    trainer = make_trainer(
+        PrintTableMetricsCallback(metric_patterns=["val/*", "a_*"]), max_epochs=2
+    )
 
     trainer.fit(Growing())
 
@@ -88,7 +90,11 @@ def test_later_metrics_get_their_own_column(net, make_trainer, capsys):
 
 @pytest.mark.parametrize(
     ("patterns", "shown"),
-    [(None, {"val/loss", "VAL/x"}), (["val/*"], {"val/loss"}), (["*x", "*s"], {"val/loss", "VAL/x"})],
+    [
+        (None, {"val/loss", "VAL/x"}),
+        (["val/*"], {"val/loss"}),
+        (["*x", "*s"], {"val/loss", "VAL/x"}),
+    ],
 )
 def test_patterns_choose_the_metrics(net, make_trainer, capsys, patterns, shown):
     """Metrics that fit no pattern are left out; patterns are case-sensitive."""

@@ -196,18 +196,24 @@ class CheckpointCallback(ModelCheckpoint):
 
     # ---- saving -------------------------------------------------------------------------------
 
-    def _save_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save if there was a step since the last decision; every rank comes to the same answer."""
-        if (
+    def _logged(self, trainer: Trainer) -> dict[str, Any]:
+        return dict(trainer.callback_metrics)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        """Whether there was a training step since the last decision; the same on every rank."""
+        return (
             trainer.state.fn == TrainerFn.FITTING
             and not trainer.sanity_checking
             and not trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType] -- set in Lightning's __init__
             and trainer.global_step != self._last_global_step_saved
-        ):
+        )
+
+    def _save_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._is_due(trainer):
             self._save(trainer, pl_module)
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        logged = dict(trainer.callback_metrics)  # on every rank: computing it may be a collective
+        logged = self._logged(trainer)  # on every rank: computing it may be a collective
         plan = agree(trainer, lambda: self._plan(trainer, plain_metrics(logged)))
         self._last_time_checked = time.monotonic()
         before = self._last_global_step_saved

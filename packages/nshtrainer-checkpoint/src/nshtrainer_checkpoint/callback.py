@@ -75,7 +75,46 @@ class BestCheckpointCallback(CheckpointCallback):
             else _default_template(f"-{slug(metric.name)}", metric.name),
             metric,
         )
+        self._before: Any = None
+        self._waits_for_epoch = False
         silence_unused_hooks(self, "on_train_batch_end")
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._before, self._waits_for_epoch = None, False  # of an earlier fit
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._before = trainer.callback_metrics.get(self._metric.name)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._is_due(trainer):
+            return
+        # Lightning keeps the value of the epoch before until a training metric is reduced again,
+        # which is after this. Rank 0 decides: the others may not have logged it at all.
+        is_there = self._metric.name in self._logged(trainer)
+        if trainer.strategy.broadcast(is_there):
+            self._save(trainer, pl_module)
+        else:
+            self._waits_for_epoch = True
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._waits_for_epoch:
+            self._waits_for_epoch = False
+            self._save_if_due(trainer, pl_module)
+        else:
+            super().on_train_epoch_end(trainer, pl_module)
+
+    @override
+    def _logged(self, trainer: Trainer) -> dict[str, Any]:
+        """Without the metric, if nothing was logged for it since validation began."""
+        logged = super()._logged(trainer)
+        if self._before is not None and logged.get(self._metric.name) is self._before:
+            del logged[self._metric.name]
+        return logged
 
     @override
     def _value(self, metrics: dict[str, float]) -> float | None:

@@ -33,6 +33,7 @@ class Config(BaseModel):
         use_attribute_docstrings=True,
         ser_json_inf_nan="strings",  # JSON has no other way; YAML and TOML write .inf and inf
         protected_namespaces=(),
+        str_min_length=0,  # any length; but half a surrogate pair, which no file can hold, is refused
     )
 
     @model_validator(mode="wrap")

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
 __all__ = [
+    "MAX_INT",
     "Fraction",
     "Int",
     "MetricName",
@@ -49,12 +50,15 @@ def _not_nan(value: float) -> float:
     return value
 
 
-Int = Annotated[int, Field(strict=True)]
-"""A whole number; booleans, text and 5.0 are refused."""
-PositiveInt = Annotated[int, Field(strict=True, gt=0)]
-"""A whole number from 1."""
-NonNegativeInt = Annotated[int, Field(strict=True, ge=0)]
-"""A whole number from 0."""
+MAX_INT = 2**63 - 1
+"""The largest whole number that torch and TOML can hold."""
+
+Int = Annotated[int, Field(strict=True, ge=-MAX_INT, le=MAX_INT)]
+"""A whole number of 64 bits; booleans, text and 5.0 are refused."""
+PositiveInt = Annotated[int, Field(strict=True, gt=0, le=MAX_INT)]
+"""A whole number from 1, of 64 bits."""
+NonNegativeInt = Annotated[int, Field(strict=True, ge=0, le=MAX_INT)]
+"""A whole number from 0, of 64 bits."""
 Real = Annotated[float, BeforeValidator(_number), AfterValidator(_not_nan)]
 """A number, infinity included, NaN not; booleans and text are refused."""
 PositiveFloat = Annotated[Real, Field(gt=0)]
@@ -67,27 +71,81 @@ MetricName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=
 """The name of a logged metric, not empty."""
 
 
+_MAX_DEPTH = 64
+_MAX_VALUES = 1_000_000
+_MAX_BITS = 1024
+_PLAIN = (
+    "plain data is expected (text, numbers, true/false, null, lists, mappings with text keys), "
+    "not {type}"
+)
+
+
 def _plain(value: Any) -> Any:
-    """Return *value* as data that YAML and JSON give back unchanged; tuples become lists."""
-    if value is None or isinstance(value, (bool, str)):
+    """Return *value* as data that YAML and JSON give back unchanged; tuples become lists.
+
+    What holds itself, and what a few YAML anchors multiply beyond all memory, is refused.
+    """
+    left = [_MAX_VALUES]
+
+    def copied(value: Any, depth: int) -> Any:
+        left[0] -= 1
+        if depth > _MAX_DEPTH or left[0] < 0:
+            raise PydanticCustomError(
+                "plain_data",
+                "plain data of at most {depth} levels and {values} values is expected; keep more in "
+                "a file of its own",
+                {"depth": _MAX_DEPTH, "values": _MAX_VALUES},
+            )
+        if isinstance(value, (list, tuple)):
+            return [copied(v, depth + 1) for v in value]  # pyright: ignore[reportUnknownVariableType] -- Any in, Any out
+        if isinstance(value, dict):
+            return {_text_key(k): copied(v, depth + 1) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType]
+        return _scalar(value)
+
+    return copied(value, 0)
+
+
+def _scalar(value: Any) -> Any:
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return _text(value)
     if isinstance(value, int):
-        return int(value)
+        return _short_int(value)
     if isinstance(value, float):
         if not math.isfinite(value):
             raise PydanticCustomError(
                 "plain_data", "{value} has no JSON form; write it as text", {"value": str(value)}
             )
         return float(value)
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]  # pyright: ignore[reportUnknownVariableType] -- Any in, Any out
-    if isinstance(value, dict) and all(isinstance(k, str) for k in value):  # pyright: ignore[reportUnknownVariableType]
-        return {k: _plain(v) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType]
-    raise PydanticCustomError(
-        "plain_data",
-        "plain data is expected (text, numbers, true/false, null, lists, mappings with text keys), not {type}",
-        {"type": type(value).__name__},
-    )
+    raise PydanticCustomError("plain_data", _PLAIN, {"type": type(value).__name__})
+
+
+def _short_int(value: int) -> int:
+    if value.bit_length() > _MAX_BITS:
+        raise PydanticCustomError(
+            "plain_data",
+            "a whole number of at most {bits} bits is expected; write it as text",
+            {"bits": _MAX_BITS},
+        )
+    return int(value)
+
+
+def _text_key(key: Any) -> str:
+    if isinstance(key, str):
+        return _text(key)
+    kind = f"a mapping with a key of type {type(key).__name__}"
+    raise PydanticCustomError("plain_data", _PLAIN, {"type": kind})
+
+
+def _text(value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError(
+            "plain_data", "text that UTF-8 can hold is expected, not half a surrogate pair"
+        ) from None
+    return str(value)
 
 
 PlainData = Annotated[Any, BeforeValidator(_plain)]

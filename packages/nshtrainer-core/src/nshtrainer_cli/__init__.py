@@ -67,4 +67,5 @@ def _speak_plainly() -> None:
     warnings.showwarning = show
     handler = logging.StreamHandler()
     handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
+    handler.addFilter(lambda record: not record.name.startswith("lightning"))  # has its own
     logging.getLogger().addHandler(handler)

@@ -348,8 +348,12 @@ IN_RUNS = [
     ("StatePath", "state_is_plain_data_and_restored", "weights_only=True"),
     ("CheckpointObject", "state_is_plain_data_and_restored", "weights_only=True"),
     ("LoadsHalf", "state_is_plain_data_and_restored", "restore all of it"),
-    ("ForgetsOnFitStart", "resumes_as_if_never_interrupted", "'callbacks' in the checkpoint"),
-    ("ForgetsMomentum", "resumes_as_if_never_interrupted", "'optimizer_states' in the checkpoint"),
+    (
+        "ForgetsOnFitStart",
+        "resumes_as_if_never_interrupted",
+        r"\['callbacks'\].*\['count'\] is 4 instead of 8",
+    ),
+    ("ForgetsMomentum", "resumes_as_if_never_interrupted", r"\['optimizer_states'\]"),
     ("CountsSanityCheck", "sanity_check_does_not_count", "ignore what happens"),
 ]
 

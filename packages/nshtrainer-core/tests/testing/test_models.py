@@ -63,7 +63,7 @@ READS = {
     "tolist": lambda t: t.tolist(),
     "cpu": lambda t: t.cpu(),
     "to_text": lambda t: t.to("cpu"),
-    "to_device": lambda t: t.to(device=torch.device("cpu")),
+    "to_device_text": lambda t: t.to(device="cpu"),
     "numpy": lambda t: t.numpy(),
     "equal": lambda t: torch.equal(t, t),
     "nonzero": lambda t: t.nonzero(),
@@ -95,6 +95,7 @@ def test_work_on_the_device_is_no_host_sync():
         syncs.section = 0
         torch.where(tensor > 0, tensor, 0 * tensor).add_(1)
         torch._foreach_norm([tensor, tensor])  # the call that norm logging makes
+        tensor.to(tensor.device)
         tensor.clone().copy_(tensor)[1:].to(torch.float64).lerp_(tensor[:2].double(), 0.5)
         tensor[torch.tensor([0, 1])].detach().isfinite().all()
 

@@ -15,11 +15,12 @@ from nshtrainer.plugins.policy import normalized, using_policy
 from nshtrainer.trainer.config import SLOTS, TrainerConfig
 
 from .base import CallbackConfigBase, CallbackMetadataConfig, metadata_of
+from .conflicts import check_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["check_config", "create_callbacks", "resolve_callbacks"]
+__all__ = ["create_callbacks", "resolve_callbacks"]
 
 log = logging.getLogger(__name__)
 
@@ -92,24 +93,6 @@ def resolve_callbacks(
             items = _barebones(items)
         items.sort(key=lambda item: -item.metadata.priority)
         return _modified_by_plugins(config, [item.callback for item in _without_ignored(items)])
-
-
-def check_config(config: TrainerConfig) -> None:
-    """Let plugins look for conflicts in *config*.
-
-    Raises:
-        ConfigError: One was found; the message is the plugin's.
-    """
-    problems: list[str] = []
-    for call in plugin_manager.each("nshtrainer_validate_config"):
-        try:
-            call(config=config)
-        except ValueError as error:
-            problems.append(f"{call.dist}: {error}")
-        except Exception as error:  # noqa: BLE001 -- one plugin's fault is not the config's
-            plugin_manager.failed(call, error)
-    if problems:
-        raise ConfigError("the configuration contradicts itself: " + "; ".join(problems))
 
 
 def _add_plugin_defaults(config: TrainerConfig) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
+from nshtrainer.callbacks.conflicts import check_config
 from nshtrainer.config_files import format_of as config_format
 from nshtrainer.config_files import parse, read_text
 from nshtrainer.errors import ConfigError, NshTrainerError
-from nshtrainer.plugins.hooks import plugin_manager
 from nshtrainer.plugins.policy import using_policy
 from nshtrainer.trainer.config import SLOTS, TrainerConfig
 
@@ -68,7 +68,10 @@ def _summary(report: dict[str, Any]) -> str:
 def _examine(file: Path, *, build: bool) -> dict[str, Any]:
     config = parse(TrainerConfig, read_text(file), config_format(file), source=str(file))
     with using_policy(config.plugins):
-        _check_conflicts(config, file)
+        try:
+            check_config(config)
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from error
     if build:
         from nshtrainer.callbacks.assembly import resolve_callbacks
 
@@ -80,24 +83,6 @@ def _examine(file: Path, *, build: bool) -> dict[str, Any]:
         "loggers": [str(getattr(x, "name", "")) for x in config.loggers if x.enabled],
         "notes": list(_notes(config)),
     }
-
-
-def _check_conflicts(config: TrainerConfig, file: Path) -> None:
-    """Ask the plugins; the run-time counterpart lies beside code that imports Lightning.
-
-    Raises:
-        ConfigError: A plugin found a conflict.
-    """
-    problems: list[str] = []
-    for call in plugin_manager.each("nshtrainer_validate_config"):
-        try:
-            call(config=config)
-        except ValueError as error:
-            problems.append(f"{call.dist}: {error}")
-        except Exception as error:  # noqa: BLE001 -- one plugin's fault is not the config's
-            plugin_manager.failed(call, error)
-    if problems:
-        raise ConfigError(f"{file}: the configuration contradicts itself: {'; '.join(problems)}")
 
 
 def _notes(config: TrainerConfig) -> Iterator[str]:

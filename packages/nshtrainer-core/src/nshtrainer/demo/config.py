@@ -26,7 +26,7 @@ _CALLBACKS: dict[str, dict[str, Any]] = {
     "gradient_skipping": {"threshold": 50.0},
     "finite_checks": {},
     "epoch_timer": {},
-    "print_table_metrics": {},
+    "print_table_metrics": {"metric_patterns": ["train_loss", "val_*", "train/grad_norm"]},
 }
 _LOGGERS: dict[str, dict[str, Any]] = {"csv": {}, "wandb": {"offline": True}}
 

@@ -42,7 +42,8 @@ class CallbackConformance(FitClauses, StateClauses, FailureClauses, ConfigClause
             gradients, stop early). If not, weights and random numbers must be as without them.
         resumes_exactly: Whether their state is the same after a run that was interrupted and
             resumed as after one that was not; False for what holds wall times.
-        not_restored: Names inside a callback's state that are saved for readers only.
+        not_compared: Names inside a callback's state that no clause compares: wall times, what is
+            saved for readers only.
         syncs_every_step: Whether they mean to make the host wait for the device at every step.
         supports_manual_optimization: Whether they work in a module that steps by itself.
         epochs: How long the runs are.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,17 @@ class FailureClauses(Harness):
             self.fit(trainer, module)
         except BaseException as caught:  # noqa: BLE001 -- whatever surfaces is compared
             surfaced = caught
+        if surfaced is not None and error not in _chain(surfaced):
+            raise surfaced  # it failed before it came to that
         promise(
             surfaced is error,
             f"{surfaced!r} surfaces from a run with {self._name}, not the {error!r} that the module "
             f"raised in {hook}; let hooks that run on an exception raise nothing",
         )
         return facts(module, trainer, observer.optimizers), module
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__context__

@@ -13,7 +13,6 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from nshtrainer.errors import NshTrainerError
 
 from .harness import Harness
-from .models import TinyModule
 from .probes import EndOfStep, StartOfStep, quiet_and_seeded
 from .promises import promise
 from .syncs import HostSyncs
@@ -79,10 +78,10 @@ class FitClauses(Harness):
         )
         trainer = self.plain_trainer(config, self.callbacks_of(config))
         if self.supports_manual_optimization:
-            self.expect_fit(trainer, TinyModule(optimizers=2), steps=2 * self.epochs * self.batches)
+            self.expect_fit(trainer, self.manual_module(), steps=2 * self.epochs * self.batches)
             return
         with pytest.raises(NshTrainerError):
-            self.fit(trainer, TinyModule(optimizers=2))
+            self.fit(trainer, self.manual_module())
         promise(trainer.global_step == 0, f"{self._name} refuses manual optimization too late")
 
     @pytest.mark.parametrize("stage", list(_STEPS))
@@ -158,7 +157,6 @@ class FitClauses(Harness):
             folder,
             with_callbacks=with_callbacks,
             max_epochs=1,
-            limit_val_batches=0,
             log_every_n_steps=10_000,
         )
         syncs = HostSyncs()

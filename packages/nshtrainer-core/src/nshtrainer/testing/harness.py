@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,7 +40,7 @@ class Harness:
     trainer_fields: ClassVar[Mapping[str, Any]] = {}
     changes_training: ClassVar[bool] = False
     resumes_exactly: ClassVar[bool] = True
-    not_restored: ClassVar[Sequence[str]] = ()
+    not_compared: ClassVar[Sequence[str]] = ()
     syncs_every_step: ClassVar[bool] = False
     supports_manual_optimization: ClassVar[bool] = True
     epochs: ClassVar[int] = 2
@@ -48,6 +49,10 @@ class Harness:
     def module(self) -> LightningModule:
         """The module to train; override it for a callback that needs something special."""
         return TinyModule()
+
+    def manual_module(self) -> LightningModule:
+        """A module that steps its optimizers by itself; override it together with `module`."""
+        return TinyModule(optimizers=2)
 
     def datamodule(self) -> LightningDataModule | None:
         """The data; None if the module has its own."""
@@ -68,7 +73,7 @@ class Harness:
                 "loggers": [],
                 "callbacks": [self.config.revalidated()] if with_callbacks else [],
                 "max_epochs": self.epochs,
-                **self.trainer_fields,
+                **copy.deepcopy(dict(self.trainer_fields)),
                 **fields,
             }
         )

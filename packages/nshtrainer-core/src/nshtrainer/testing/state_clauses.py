@@ -13,7 +13,7 @@ import torch
 from .harness import Harness
 from .probes import SaveEachEpoch
 from .promises import BrokenPromiseError, promise
-from .traces import same
+from .traces import first_difference
 
 __all__ = ["StateClauses"]
 
@@ -42,10 +42,11 @@ class StateClauses(Harness):
         observer, _, _ = self.observed(tmp_path, ckpt_path=path)
         for key, saved in cast("dict[str, Any]", checkpoint["callbacks"]).items():
             restored = observer.restored.get(key)
+            left = first_difference(self._compared(restored), self._compared(saved))
             promise(
-                same(self._restorable(restored), self._restorable(saved)),
-                f"the callback {key!r} of {self._name} saves {saved!r} and has {restored!r} after "
-                f"load_state_dict; restore all of it",
+                left is None,
+                f"the callback {key!r} of {self._name} has another state after load_state_dict than "
+                f"was saved: {left}; restore all of it, or name it in not_compared",
             )
 
     def test_resumes_as_if_never_interrupted(self, tmp_path: Path) -> None:
@@ -61,13 +62,14 @@ class StateClauses(Harness):
         self._saved(interrupted, epochs=2, ckpt_path=first)
         expected, found = self._read(straight, 1), self._read(interrupted, 1)
         for key in sorted({*expected, *found} - {*_NOT_COMPARED}):
-            one = _relative(found.get(key), interrupted)
-            other = _relative(expected.get(key), straight)
+            one = self._compared_checkpoint(key, found.get(key), interrupted)
+            other = self._compared_checkpoint(key, expected.get(key), straight)
+            left = first_difference(one, other, f"[{key!r}]")
             promise(
-                same(one, other),
-                f"after resuming with {self._name}, {key!r} in the checkpoint is {one!r}, in a run "
-                f"that was not interrupted {other!r}; save and restore what it depends on, or set "
-                f"resumes_exactly = False and document it",
+                left is None,
+                f"a checkpoint of a resumed run with {self._name} differs from that of a run that was "
+                f"not interrupted: {left}; save and restore what it depends on, name it in "
+                f"not_compared, or set resumes_exactly = False and document it",
             )
 
     def test_sanity_check_does_not_count(self, tmp_path: Path) -> None:
@@ -77,19 +79,26 @@ class StateClauses(Harness):
         """
         without, _, _ = self.observed(tmp_path / "without", num_sanity_val_steps=0)
         with_it, _, _ = self.observed(tmp_path / "with", num_sanity_val_steps=2)
-        one = _relative(with_it.states, tmp_path / "with")
-        other = _relative(without.states, tmp_path / "without")
+        one = self._compared_checkpoint("callbacks", with_it.states, tmp_path / "with")
+        other = self._compared_checkpoint("callbacks", without.states, tmp_path / "without")
+        left = first_difference(one, other)
         promise(
-            not self.resumes_exactly or same(one, other),
-            f"{self._name} remembers {one} after a run with a sanity check, {other} after one "
-            f"without; ignore what happens while trainer.sanity_checking",
+            not self.resumes_exactly or left is None,
+            f"{self._name} remembers something else after a run with a sanity check than after one "
+            f"without: {left}; ignore what happens while trainer.sanity_checking",
         )
 
-    def _restorable(self, state: Any) -> Any:
+    def _compared(self, state: Any) -> Any:
         if not isinstance(state, Mapping):
             return state
         items = cast("Mapping[Any, Any]", state).items()
-        return {k: v for k, v in items if k not in self.not_restored}
+        return {k: v for k, v in items if k not in self.not_compared}
+
+    def _compared_checkpoint(self, key: str, value: Any, folder: Path) -> Any:
+        """One entry of a checkpoint; paths are taken out, so that two runs can be compared."""
+        if key == "callbacks" and value is not None:
+            value = {name: self._compared(state) for name, state in value.items()}
+        return _relative(value, folder)
 
     def _saved(self, folder: Path, epochs: int, ckpt_path: Path | None = None) -> None:
         save = SaveEachEpoch(folder)

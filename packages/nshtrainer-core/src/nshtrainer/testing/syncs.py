@@ -39,7 +39,7 @@ class HostSyncs:
 
     `section` is set by the caller while the block runs; what happens while it is None is not
     counted. Transfers to the CPU are counted from any device, and `.cpu()`, `.to("cpu")`,
-    `.numpy()` and `.tolist()` on a CPU tensor too.
+    `.numpy()` and `.tolist()` on a CPU tensor too; `.to(other.device)` there is not.
 
     Attributes:
         section: What the next operations are counted under.

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["differences", "facts", "random_states", "same", "weights_of"]
+__all__ = ["differences", "facts", "first_difference", "random_states", "same", "weights_of"]
 
 _ABSENT = "absent"
 
@@ -97,6 +97,25 @@ def random_states() -> dict[str, Any]:
         _, keys, *rest = numpy.random.get_state()
         states["numpy"] = (keys.tolist(), *rest)
     return states
+
+
+def first_difference(one: Any, other: Any, where: str = "") -> str | None:
+    """Where two nested values differ first, with both values; None if they are the `same`."""
+    if same(one, other):
+        return None
+    pairs: Iterable[tuple[Any, Any, Any]] = ()
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        left, right = cast("Mapping[Any, Any]", one), cast("Mapping[Any, Any]", other)
+        keys = dict.fromkeys([*left, *right])
+        pairs = ((k, left.get(k, _ABSENT), right.get(k, _ABSENT)) for k in keys)
+    elif isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        ones, others = cast("list[Any]", one), cast("list[Any]", other)
+        if len(ones) == len(others):
+            pairs = ((i, a, b) for i, (a, b) in enumerate(zip(ones, others, strict=True)))
+    for key, a, b in pairs:
+        if (found := first_difference(a, b, f"{where}[{key!r}]")) is not None:
+            return found
+    return f"{where or 'it'} is {one!r} instead of {other!r}"
 
 
 def same(one: Any, other: Any) -> bool:

@@ -208,7 +208,7 @@ class TrainerConfig(LightningArguments):
     def _path_as_text(cls, value: Any) -> Any:
         if isinstance(value, Path):
             return str(value)
-        return None if value in ("none", "") else value
+        return None if isinstance(value, str) and value in {"none", ""} else value
 
     @field_validator("id")
     @classmethod

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from nshtrainer.config import Config
-from nshtrainer.types import NonNegativeFloat, NonNegativeInt, PositiveInt
+from nshtrainer.types import MAX_INT, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 __all__ = ["NOT_IN_CONFIG", "LightningArguments", "lightning_kwargs"]
 
@@ -27,9 +27,12 @@ NOT_IN_CONFIG: dict[str, str] = {
 """Lightning's arguments that are no field here, each with what stands for it."""
 
 
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= MAX_INT
+
+
 def _batches(value: Any) -> Any:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    if is_count or (isinstance(value, float) and 0.0 <= value <= 1.0):
+    if _is_count(value, 0) or (isinstance(value, float) and 0.0 <= value <= 1.0):
         return value
     raise PydanticCustomError(
         "batches", "a number of batches from 0, or a fraction from 0.0 to 1.0, is expected"
@@ -37,17 +40,12 @@ def _batches(value: Any) -> Any:
 
 
 def _devices(value: Any) -> Any:
-    if value == "all":
+    if isinstance(value, str) and value == "all":
         return -1
-    is_count = isinstance(value, int) and not isinstance(value, bool) and (value > 0 or value == -1)
+    is_count = _is_count(value, -1) and value != 0
     is_text = isinstance(value, str) and re.fullmatch(r"auto|-1|\d+(\s*,\s*\d+)*,?", value)
     is_list = (
-        isinstance(value, (list, tuple))
-        and value
-        and all(
-            isinstance(v, int) and not isinstance(v, bool) and v >= 0
-            for v in value  # pyright: ignore[reportUnknownVariableType] -- checked here
-        )
+        isinstance(value, (list, tuple)) and value and all(_is_count(v, 0) for v in value)  # pyright: ignore[reportUnknownVariableType] -- checked here
     )
     if is_count or is_text or is_list:
         return list(value) if isinstance(value, tuple) else value  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType] -- checked above
@@ -90,8 +88,7 @@ def _interval(value: Any) -> Any:
     """An int, float or duration; text is a duration."""
     if isinstance(value, (str, dict, timedelta)):
         return _duration(value)
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    if is_count or (isinstance(value, float) and 0.0 < value <= 1.0):
+    if _is_count(value, 1) or (isinstance(value, float) and 0.0 < value <= 1.0):
         return value
     raise PydanticCustomError(
         "interval",
@@ -110,7 +107,7 @@ Duration = Annotated[timedelta, BeforeValidator(_duration), AfterValidator(_posi
 Interval = Annotated[
     int | float | timedelta, BeforeValidator(_interval), AfterValidator(_positive_duration)
 ]
-AtLeastMinusOne = Annotated[int, Field(strict=True, ge=-1)]
+AtLeastMinusOne = Annotated[int, Field(strict=True, ge=-1, le=MAX_INT)]
 Precision = Literal[
     16, 32, 64, "16", "32", "64", "bf16",
     "16-true", "16-mixed", "bf16-true", "bf16-mixed", "32-true", "64-true",

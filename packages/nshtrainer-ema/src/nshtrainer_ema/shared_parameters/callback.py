@@ -6,6 +6,7 @@ import inspect
 import logging
 import math
 from collections.abc import Iterable
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
@@ -152,7 +153,7 @@ def _entries(module: nn.Module, owner: str) -> Iterable[Any]:
             f"{owner} has no `shared_parameters`, which the callback shared_parameters needs; "
             f"{example}\nor switch the callback off."
         )
-    if inspect.isroutine(declared):
+    if isinstance(declared, (FunctionType, staticmethod, classmethod)):
         raise SharedParametersError(
             f"{owner}.shared_parameters is a method and should be a property; put @property above it."
         )
