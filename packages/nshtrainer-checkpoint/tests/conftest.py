@@ -7,8 +7,9 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from nshtrainer import Trainer, TrainerConfig
 from torch.utils.data import DataLoader, TensorDataset
+
+from nshtrainer import Trainer, TrainerConfig
 
 QUIET = {
     "accelerator": "cpu",

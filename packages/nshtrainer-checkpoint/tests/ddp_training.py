@@ -9,8 +9,9 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from nshtrainer import Trainer, TrainerConfig
 from torch.utils.data import DataLoader, TensorDataset
+
+from nshtrainer import Trainer, TrainerConfig
 
 
 class Model(pl.LightningModule):

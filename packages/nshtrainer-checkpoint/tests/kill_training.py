@@ -16,9 +16,10 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from torch.utils.data import DataLoader, TensorDataset
+
 from nshtrainer import Trainer, TrainerConfig
 from nshtrainer_checkpoint.metadata import SidecarReader, is_intact
-from torch.utils.data import DataLoader, TensorDataset
 
 EVENTS = ("open", "os.rename", "os.remove", "os.symlink", "os.mkdir", "shutil.move")
 

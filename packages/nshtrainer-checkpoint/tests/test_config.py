@@ -6,6 +6,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
+
 from nshtrainer import TrainerConfig, create_callbacks, resolve_callbacks
 from nshtrainer.errors import ConfigError
 from nshtrainer_checkpoint import (
@@ -17,7 +19,6 @@ from nshtrainer_checkpoint import (
     OnExceptionCheckpointCallback,
     OnExceptionCheckpointCallbackConfig,
 )
-from pydantic import ValidationError
 
 METRIC = {"name": "val/loss", "mode": "min"}
 
@@ -35,7 +36,7 @@ METRIC = {"name": "val/loss", "mode": "min"}
         {"filename": "{epoch"},
         {"filename": "{}"},
         {"filename": "../{epoch}"},
-        {"filename": "/tmp/{epoch}"},
+        {"filename": "/absolute/{epoch}"},
         {"filename": "{epoch}/m"},
         {"filename": "{epoch:zz}"},
         {"filename": "m.ckpt"},
@@ -113,6 +114,7 @@ def test_no_primary_metric_means_no_best():
 def test_switched_off_means_nothing_saves(fields: dict):
     """No callback, ours or Lightning's, saves behind the user's back."""
     from lightning.pytorch.callbacks import Checkpoint
+
     from nshtrainer import Trainer
 
     trainer = Trainer(TrainerConfig(primary_metric=METRIC, loggers=[], accelerator="cpu", **fields))

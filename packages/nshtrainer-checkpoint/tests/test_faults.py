@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from nshtrainer_checkpoint.metadata import SidecarReader, is_intact
 
 HERE = Path(__file__).parent
@@ -49,7 +50,9 @@ def test_ranks_that_see_other_metrics_agree(tmp_path: Path, case: str):
         done = run("ddp_training.py", tmp_path, case, epochs, "r")
         assert done.returncode == 0, done.stderr[-2000:]
 
-    records = SidecarReader().records(tmp_path / "nshtrainer_logs" / "r" / "checkpoint" / "best_val_loss")
+    records = SidecarReader().records(
+        tmp_path / "nshtrainer_logs" / "r" / "checkpoint" / "best_val_loss"
+    )
     assert [(r.epoch, r.value) for r in records] == [(3, -3.0)]
     told = [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)]
     assert told == [f"16 {records[0].path}"] * 2

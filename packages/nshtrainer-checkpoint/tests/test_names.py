@@ -5,6 +5,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from nshtrainer.errors import ConfigError
 from nshtrainer_checkpoint.names import Key, NameTemplate, duration_text, slug
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from lightning.pytorch.callbacks import Callback
+
 from nshtrainer_checkpoint import OnExceptionCheckpointCallback
 from nshtrainer_checkpoint.metadata import SidecarReader, is_intact
 
@@ -54,14 +54,20 @@ def test_an_exception_after_a_step_saves(fit, model, folder: Path, hook, step: i
         fit(model(), objects={"callbacks": [Fail(hook, step)]}, **only(EMERGENCY))
 
     records = SidecarReader().records(folder / "on_exception")
-    assert [(r.path.name, r.step) for r in records] == ([("on_exception_r.ckpt", saved)] if saved else [])
+    assert [(r.path.name, r.step) for r in records] == (
+        [("on_exception_r.ckpt", saved)] if saved else []
+    )
     assert all(is_intact(r) for r in records)
 
 
 def test_ctrl_c_saves_too(fit, model, folder: Path):
     """KeyboardInterrupt leaves a checkpoint; Lightning then exits."""
     with pytest.raises(SystemExit):
-        fit(model(), objects={"callbacks": [Fail("on_train_batch_end", 2, KeyboardInterrupt)]}, **only(EMERGENCY))
+        fit(
+            model(),
+            objects={"callbacks": [Fail("on_train_batch_end", 2, KeyboardInterrupt)]},
+            **only(EMERGENCY),
+        )
 
     assert [r.step for r in SidecarReader().records(folder / "on_exception")] == [2]
 
@@ -134,7 +140,12 @@ def test_repeated_crashes_do_not_pile_up(fit, model, folder: Path):
     saving = only(LAST, EMERGENCY)
     for step in (2, 3, 6, 7):
         with pytest.raises(RuntimeError):
-            fit(model(), ckpt_path="last" if step > 2 else None, objects={"callbacks": [Fail("on_train_batch_end", step)]}, **saving)
+            fit(
+                model(),
+                ckpt_path="last" if step > 2 else None,
+                objects={"callbacks": [Fail("on_train_batch_end", step)]},
+                **saving,
+            )
 
         records = SidecarReader().records(folder / "on_exception")
         assert max(r.step for r in records) == step

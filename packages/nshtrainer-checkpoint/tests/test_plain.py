@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from nshtrainer.config import Config
 from nshtrainer_checkpoint.plain import foreign_values, make_plain
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+
 from nshtrainer_checkpoint.metadata import SidecarReader
 
 pytestmark = [
@@ -67,7 +68,10 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(fit, model, tmp_path: Pa
     a, b = (torch.load(f, weights_only=True) for f in files)
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
         assert equal(a[part], b[part]), part
-    kept = [sorted(Path(p).name for p in t.checkpoint_callback.best_k_models) for t in (straight, resumed)]
+    kept = [
+        sorted(Path(p).name for p in t.checkpoint_callback.best_k_models)
+        for t in (straight, resumed)
+    ]
     assert kept[0] == kept[1]
 
 
@@ -89,7 +93,11 @@ def test_the_best_is_found_by_a_new_process_of_the_run(fit, model, loader, folde
     trainer = Trainer(trained.config)
     trainer.test(model(), loader(), ckpt_path="best", verbose=False)
 
-    assert trainer.ckpt_path == str(folder / "best_val_loss" / "epoch0-step4-val_loss0.1.ckpt".replace("0.1", "0.10000000149011612"))
+    assert trainer.ckpt_path == str(
+        folder
+        / "best_val_loss"
+        / "epoch0-step4-val_loss0.1.ckpt".replace("0.1", "0.10000000149011612")
+    )
 
 
 def test_a_worse_model_does_not_become_best_after_a_resume(fit, model, folder: Path):
@@ -100,11 +108,15 @@ def test_a_worse_model_does_not_become_best_after_a_resume(fit, model, folder: P
     assert steps(folder / "best_val_loss") == [4]
 
 
-def test_a_worse_model_does_not_become_best_under_a_new_id(fit, model, folder: Path, tmp_path: Path):
+def test_a_worse_model_does_not_become_best_under_a_new_id(
+    fit, model, folder: Path, tmp_path: Path
+):
     """Resumed as another run, the old run's best still counts, and is never deleted."""
     fit(model([0.1]), max_epochs=1, id="old", **only(BEST, LAST))
     old = tmp_path / "nshtrainer_logs" / "old" / "checkpoint"
-    trainer = fit(model([0.5]), max_epochs=2, ckpt_path=(old / "last.ckpt").resolve(), **only(BEST, LAST))
+    trainer = fit(
+        model([0.5]), max_epochs=2, ckpt_path=(old / "last.ckpt").resolve(), **only(BEST, LAST)
+    )
     assert steps(folder / "best_val_loss") == []
     assert Path(trainer.checkpoint_callback.best_model_path).is_relative_to(old)
 
@@ -200,7 +212,9 @@ def test_a_link_left_behind_is_put_right_at_the_start(fit, model, folder: Path):
     (folder / "last.ckpt").unlink()
     fit(model(), max_epochs=1, ckpt_path=next((folder / "last").glob("*.ckpt")), **only(LAST))
     with pytest.raises(RuntimeError, match="killed"):
-        fit(model(), max_epochs=2, ckpt_path="last", objects={"callbacks": [_Stop(1)]}, **only(LAST))
+        fit(
+            model(), max_epochs=2, ckpt_path="last", objects={"callbacks": [_Stop(1)]}, **only(LAST)
+        )
 
     assert "step4" in os.readlink(folder / "last.ckpt")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from nshtrainer_checkpoint.lineage import Lineage
 from nshtrainer_checkpoint.retention import best_first, newest_first, retain
 
@@ -51,10 +52,16 @@ def test_of_equal_values_the_earlier_stays():
     assert not retain(best_first([a, b], "min"), b, 1, lambda _: True).saves
 
 
-@given(st.lists(st.none() | st.floats()), st.integers(1, 4) | st.none(), st.sampled_from(["min", "max"]))
+@given(
+    st.lists(st.none() | st.floats()),
+    st.integers(1, 4) | st.none(),
+    st.sampled_from(["min", "max"]),
+)
 def test_top_k_agrees_with_sorting_everything(values: list, topk: int | None, mode: str):
     """One at a time gives what sorting all at once would, and never more than asked."""
-    finite = sorted((v for v in values if v is not None and math.isfinite(v)), reverse=mode == "max")
+    finite = sorted(
+        (v for v in values if v is not None and math.isfinite(v)), reverse=mode == "max"
+    )
     kept = run(values, topk, mode)
 
     expected = finite[:topk]
@@ -65,11 +72,17 @@ def test_top_k_agrees_with_sorting_everything(values: list, topk: int | None, mo
 @given(st.data())
 def test_the_new_one_is_never_removed(data: st.DataObject):
     """Nor is one that may not be removed, nor anything at all if nothing is written."""
-    old = [Item(data.draw(st.floats() | st.none()), (1, n, n)) for n in range(data.draw(st.integers(0, 5)))]
+    old = [
+        Item(data.draw(st.floats() | st.none()), (1, n, n))
+        for n in range(data.draw(st.integers(0, 5)))
+    ]
     new = Item(data.draw(st.floats() | st.none()), (1, 9, 9))
     protected = set(data.draw(st.lists(st.sampled_from(old)))) if old else set()
     decision = retain(
-        best_first([*old, new], "min"), new, data.draw(st.integers(1, 3)), lambda i: i not in protected
+        best_first([*old, new], "min"),
+        new,
+        data.draw(st.integers(1, 3)),
+        lambda i: i not in protected,
     )
 
     assert new not in decision.removed
@@ -81,7 +94,12 @@ def test_newest_is_by_attempt_step_and_number():
     """No clock: attempt first, then step, then save number."""
     items = [Item(None, o) for o in ((1, 100, 9), (2, 5, 10), (2, 5, 11), (2, 4, 12))]
 
-    assert [i.order for i in newest_first(items)] == [(2, 5, 11), (2, 5, 10), (2, 4, 12), (1, 100, 9)]
+    assert [i.order for i in newest_first(items)] == [
+        (2, 5, 11),
+        (2, 5, 10),
+        (2, 4, 12),
+        (1, 100, 9),
+    ]
 
 
 def test_resuming_from_the_newest_is_the_same_attempt():

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from nshtrainer.files import temporary_path
 from nshtrainer_checkpoint.metadata import (
     Record,
@@ -86,7 +87,9 @@ def test_one_flipped_bit_is_noticed(tmp_path: Path):
         json.dumps({**FACTS, "checkpoint_filename": "a.ckpt", "attempt": None}).encode(),
     ],
 )
-def test_a_bad_sidecar_is_passed_over(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture):
+def test_a_bad_sidecar_is_passed_over(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+):
     """It is warned of once; its checkpoint and the others are left as they are."""
     good = committed(tmp_path / "good.ckpt")
     (tmp_path / "a.ckpt").write_bytes(b"x")

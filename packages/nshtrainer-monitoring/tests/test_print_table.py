@@ -138,17 +138,18 @@ def test_a_progress_bar_does_not_swallow_rows(net, make_trainer, capsys, bar):
     assert len(re.findall(r"(?:0 +6|1 +12) +0\.\d+", capsys.readouterr().out)) == 2
 
 
-def test_terminals_get_a_highlighted_header(net, make_trainer, capsys, monkeypatch):
-    """Where rich sees a terminal the header is bold, and lines keep to its width."""
+@pytest.mark.parametrize(("width", "headers"), [("80", 1), ("25", 2)])
+def test_terminals_get_a_highlighted_header(net, make_trainer, capsys, monkeypatch, width, headers):
+    """Where rich sees a terminal the header is bold; where rows are split, each one has its own."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("COLUMNS", width)
 
-    make_trainer(PrintTableMetricsCallback()).fit(net())
+    make_trainer(PrintTableMetricsCallback(metric_patterns=["val/*"]), max_epochs=2).fit(net())
 
     out = capsys.readouterr().out
-    assert "\x1b[1m" in out
-    assert "val/loss" in out
+    assert out.count("\x1b[1m") == headers * (2 if width == "25" else 1)
+    assert out.count("val/loss") == headers
 
 
 def test_history_is_bounded_and_survives_a_resume(net, make_trainer, capsys, save_at, tmp_path):

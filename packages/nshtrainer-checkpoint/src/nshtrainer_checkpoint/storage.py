@@ -32,13 +32,19 @@ __all__ = ["commit", "discard", "free_name", "point_link", "recover", "remove"]
 log = logging.getLogger(__name__)
 
 
-def commit(temporary: Path, path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
+def commit(
+    temporary: Path,
+    path: Path,
+    metadata: dict[str, Any],
+    known: tuple[int, str] | None = None,
+) -> dict[str, Any]:
     """Make the finished file or directory *temporary* the checkpoint *path*.
 
     Args:
         temporary: In the folder of *path*.
         path: Its name; a checkpoint file that is there is replaced.
         metadata: Content of the sidecar; size and checksum are added.
+        known: Size and SHA-256, if whoever wrote the file took them; else it is read again.
 
     Returns:
         The content of the sidecar.
@@ -46,7 +52,7 @@ def commit(temporary: Path, path: Path, metadata: dict[str, Any]) -> dict[str, A
     Raises:
         OSError: Something could not be written. *path* is as it was, or whole and new.
     """
-    size, sha256 = digest(temporary)
+    size, sha256 = known or digest(temporary)
     metadata = {
         "format_version": 1,
         "checkpoint_filename": path.name,

@@ -22,6 +22,7 @@ from .lineage import Lineage
 from .metadata import Record, SidecarReader, is_intact, json_number
 from .retention import newest_first
 from .storage import commit, discard, point_link, recover, remove
+from .streaming import streaming
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -279,10 +280,14 @@ class Writer:
             NshTrainerError: The same, on the other ranks.
         """
         try:
-            with _no_barrier(trainer) if alone else contextlib.nullcontext():
+            with (
+                streaming(trainer) as stream,
+                _no_barrier(trainer) if alone else contextlib.nullcontext(),
+            ):
                 trainer.save_checkpoint(plan.temporary, self.weights_only)
             _wait_for_async(trainer)
-            finish = lambda: self._finish(plan)  # noqa: E731 -- two uses
+            known = stream.digests.get(plan.temporary)
+            finish = lambda: self._finish(plan, known)  # noqa: E731 -- two uses
             metadata, removed = finish() if alone else agree(trainer, finish)
         except BaseException:
             if trainer.is_global_zero:
@@ -295,8 +300,10 @@ class Writer:
             events.emit(trainer, events.ON_CHECKPOINT_REMOVED, path)
         return metadata
 
-    def _finish(self, plan: SavePlan) -> tuple[dict[str, Any], list[Path]]:
-        metadata = commit(plan.temporary, plan.record.path, plan.metadata)
+    def _finish(
+        self, plan: SavePlan, known: tuple[int, str] | None
+    ) -> tuple[dict[str, Any], list[Path]]:
+        metadata = commit(plan.temporary, plan.record.path, plan.metadata, known)
         if self.link is not None and plan.link_to is not None:
             point_link(self.link, plan.link_to)
         return metadata, [r.path for r in plan.removed if remove(r)]

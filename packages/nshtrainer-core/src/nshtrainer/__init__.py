@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from .callbacks.callback import ConfiguredCallback
     from .trainer.trainer import Trainer
 
+    __version__: str
+
 __all__ = [
     "CallbackConfigBase",
     "CallbackMetadataConfig",

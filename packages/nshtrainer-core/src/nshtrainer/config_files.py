@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from .config import Config
 from .errors import ConfigFileError
@@ -146,10 +147,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _load_toml(text: str) -> Any:
     if sys.version_info >= (3, 11):
         import tomllib
-    else:
-        import tomli as tomllib  # pyright: ignore[reportUnreachable]
 
-    return tomllib.loads(text)
+        return tomllib.loads(text)
+    import tomli  # pyright: ignore[reportMissingImports] -- installed where it is needed
+
+    return tomli.loads(text)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] -- as above
 
 
 def _parser_message(error: Exception) -> str:
@@ -205,7 +207,7 @@ def _line_finder(text: str, format_: str) -> Callable[[tuple[int | str, ...]], i
     from ruamel.yaml import YAML
 
     try:
-        root = cast("Any", YAML(pure=True).compose(text))  # pyright: ignore[reportUnknownMemberType]
+        root: Any = YAML(pure=True).compose(text)  # pyright: ignore[reportUnknownMemberType]
     except Exception:  # noqa: BLE001 -- the line is a courtesy; the message stands without it
         return lambda _loc: None
 
@@ -221,12 +223,9 @@ def _line_finder(text: str, format_: str) -> Callable[[tuple[int | str, ...]], i
 def _child(node: Any, part: int | str, line: int | None) -> tuple[Any, int | None]:
     """The node below *node* at *part*; itself if there is none (a tag, or a missing field)."""
     children: Any = getattr(node, "value", None)
-    if not isinstance(children, list):
-        return node, line
-    if isinstance(part, int) and node.id == "sequence":
-        if part < len(children):
-            return children[part], children[part].start_mark.line + 1
-    elif node.id == "mapping":
+    if node.id == "sequence" and isinstance(part, int) and part < len(children):
+        return children[part], children[part].start_mark.line + 1
+    if node.id == "mapping":
         for key, value in children:
             if key.value == part:
                 return value, key.start_mark.line + 1
@@ -248,28 +247,43 @@ def write(config: Config, path: Path) -> Path:
 
 def render(config: Config, format_: str) -> str:
     """*config* as text; see `Config.to_text`."""
-    if format_ == "json":
-        return config.model_dump_json(indent=2) + "\n"
-    if format_ == "yaml":
-        return dump_yaml(config.model_dump(mode="json"))
-    if format_ == "toml":
-        import tomli_w
+    writers: dict[str, Callable[[Config], str]] = {
+        "yaml": lambda c: dump_yaml(c.model_dump(mode="json")),
+        "json": lambda c: c.model_dump_json(indent=2) + "\n",
+        "toml": _dump_toml,
+    }
+    if format_ not in writers:
+        raise ConfigFileError(
+            f"the format {format_!r} is not known; expected one of {', '.join(writers)}"
+        )
+    try:
+        text = writers[format_](config)
+        text.encode()
+    except (UnicodeEncodeError, PydanticSerializationError) as error:
+        raise ConfigFileError(
+            f"the configuration cannot be written as {format_.upper()}: {error}; change the path or "
+            "value that has no such form"
+        ) from error
+    return text
 
-        return tomli_w.dumps(_without_null(config, config.model_dump(mode="json"), ()))
-    raise ConfigFileError(f"the format {format_!r} is not known; expected one of yaml, json, toml")
+
+def _dump_toml(config: Config) -> str:
+    import tomli_w
+
+    return tomli_w.dumps(_without_null(config, config.model_dump(mode="json"), ()))
 
 
 def dump_yaml(data: Any) -> str:
     """*data* as YAML 1.2, in the order given, in block style."""
     from ruamel.yaml import YAML
 
-    yaml = YAML(typ="safe", pure=True)
+    yaml: Any = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False
     yaml.width = 100
     yaml.allow_unicode = True
     buffer = io.StringIO()
-    yaml.dump(data, buffer)  # pyright: ignore[reportUnknownMemberType]
+    yaml.dump(data, buffer)
     return buffer.getvalue()
 
 

@@ -52,7 +52,7 @@ def _complete(cls: type[BaseModel]) -> None:
     a documentation test) may not live in.
     """
     if not cls.__pydantic_complete__:
-        frame = sys._getframe(1)  # noqa: SLF001 -- the documented way to the caller's names
+        frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage] -- the documented way to the caller's names
         while frame.f_back is not None and frame.f_globals is globals():
             frame = frame.f_back
         names = {**frame.f_globals, **frame.f_locals}
@@ -164,7 +164,7 @@ class Registry(Generic[T]):
                 self._override[name] = origin
             mine[origin] = cls
             self._forget(name)
-        return cls
+        return cls  # pyright: ignore[reportReturnType] -- narrowed to the base by the check above
 
     def unregister(self, name: str) -> None:
         """Forget the classes that decorators registered under *name*; entry points stay."""
@@ -202,9 +202,9 @@ class Registry(Generic[T]):
             KeyError: Nobody knows it.
         """
         found = self.resolve(name)
-        if isinstance(found, type):
-            return found
-        self._raise(name, found)
+        if not isinstance(found, type):
+            self._raise(name, found)
+        return found
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self.get(name) is not None

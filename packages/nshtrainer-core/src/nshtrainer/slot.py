@@ -106,13 +106,10 @@ class Slot(Generic[T]):
     def _serialize(
         self, value: Any, handler: core_schema.SerializerFunctionWrapHandler
     ) -> dict[str, Any]:
-        out = handler(value)
+        out: dict[str, Any] = handler(value)
         field = self.registry.discriminator
-        if isinstance(out, dict) and field not in out and isinstance(value, BaseModel):
-            return {
-                field: getattr(value, field),
-                **cast("dict[str, Any]", out),
-            }  # exclude_unset and the like
+        if isinstance(value, BaseModel) and field not in out:  # exclude_unset and the like
+            return {field: getattr(value, field), **out}
         return out
 
     def __get_pydantic_core_schema__(
@@ -141,7 +138,7 @@ class Slot(Generic[T]):
             missing = ", ".join(self.names) or f"any {registry.what}"
             return {"not": {}, "description": f"needs a distribution that provides {missing}"}
         choices = {n: c.__pydantic_core_schema__ for n, c in classes.items()}
-        out = handler(core_schema.tagged_union_schema(choices, registry.discriminator))  # pyright: ignore[reportArgumentType] -- pydantic types the keys loosely
+        out = handler(core_schema.tagged_union_schema(choices, registry.discriminator))
         if (
             self.default is None and "oneOf" in out
         ):  # pydantic leaves the name optional: it has a default

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import Field, StringConstraints, field_validator
 from pydantic._internal._model_construction import ModelMetaclass
@@ -67,9 +67,9 @@ class CallbackConfigBase(Config, metaclass=_CallbackConfigMeta):
     @classmethod
     def _merge_metadata(cls, value: Any) -> Any:
         if isinstance(value, dict):
-            default = cls.model_fields["metadata"].get_default(call_default_factory=True)
-            known = default if isinstance(default, dict) else default.model_dump()
-            return {**known, **value}
+            default: Any = cls.model_fields["metadata"].get_default(call_default_factory=True)
+            known = CallbackMetadataConfig.model_validate(default).model_dump()
+            return {**known, **cast("dict[str, Any]", value)}
         return value
 
     @property

@@ -56,7 +56,7 @@ def resolve_config(config_class: type[C], config: C | None, options: dict[str, A
             f"give a {config_class.__name__} or its options as keywords, not both "
             f"(got {', '.join(sorted(options))} as well)"
         )
-    if not isinstance(config, config_class):  # pyright: ignore[reportUnnecessaryIsInstance] -- users are not type-checked
+    if not isinstance(config, config_class):
         raise TypeError(f"a {config_class.__name__} is expected, not {type(config).__name__}")
     return config
 
@@ -86,7 +86,7 @@ class ConfiguredCallback(Callback, Generic[C]):
     """The configuration; not shared with any other run."""
 
     def __init__(self, config: C | None = None, **options: Any) -> None:
-        self.config = resolve_config(self.config_class, config, options)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType] -- the class variable cannot carry C
+        self.config = resolve_config(self.config_class, config, options)  # pyright: ignore[reportAttributeAccessIssue] -- the class variable cannot carry C
         silence_unused_hooks(self)
 
     @property

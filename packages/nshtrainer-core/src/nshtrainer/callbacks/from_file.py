@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
@@ -34,13 +34,14 @@ def callbacks_from_file(path: str | Path, source: str | None = None) -> list[Cal
     path, source = Path(path), source or str(path)
     format_, text = format_of(path), read_text(path)
     data: Any = load_data(text, format_, source=source)
-    fields: dict[str, Any] = {"callbacks": data} if isinstance(data, list) else data
-    if not isinstance(fields, dict):
+    if not isinstance(data, (list, dict)):
         raise ConfigFileError(f"{source}: a list of callbacks, or a mapping, is expected")
+    is_list = isinstance(data, list)
+    fields = cast("dict[str, Any]", {"callbacks": data} if is_list else data)
     fields.pop("$schema", None)
     try:
         config = TrainerConfig.model_validate({**dict.fromkeys(SLOTS), "loggers": [], **fields})
     except ValidationError as error:
-        located = text if isinstance(data, dict) else ""
+        located = "" if is_list else text
         raise ConfigFileError(describe(error, source, located, format_)) from error
     return resolve_callbacks(config, copy=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+
 from nshtrainer_cli.doctor import main as run
 
 __all__ = ["doctor"]

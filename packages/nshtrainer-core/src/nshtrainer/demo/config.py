@@ -28,7 +28,7 @@ _CALLBACKS: dict[str, dict[str, Any]] = {
     "epoch_timer": {},
     "print_table_metrics": {"metric_patterns": ["train_loss", "val_*", "train/grad_norm"]},
 }
-_LOGGERS: dict[str, dict[str, Any]] = {"csv": {}, "wandb": {"offline": True}}
+_LOGGERS: dict[str, dict[str, Any]] = {"csv": {}, "wandb": {"offline": True, "log_code": None}}
 
 
 def demo_config(project_root: Path, max_epochs: int = 15) -> tuple[TrainerConfig, dict[str, str]]:
@@ -42,10 +42,7 @@ def demo_config(project_root: Path, max_epochs: int = 15) -> tuple[TrainerConfig
         The configuration, and what it had to leave out: callback or logger -> its distribution.
     """
     missing: dict[str, str] = {}
-    fields: dict[str, Any] = {}
-    for slot, options in _SLOTS.items():
-        if _is_there(SLOTS[slot], missing):
-            fields[slot] = options
+    fields = {slot: o for slot, o in _SLOTS.items() if _is_there(SLOTS[slot], missing)}
     callbacks = [{"name": n, **o} for n, o in _CALLBACKS.items() if _is_there(n, missing)]
     loggers = [{"name": n, **o} for n, o in _LOGGERS.items() if _is_there(n, missing, logger=True)]
     config = TrainerConfig.model_validate(

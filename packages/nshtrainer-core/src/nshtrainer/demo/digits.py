@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -38,9 +38,9 @@ class DigitsData(pl.LightningDataModule):
 
     @override
     def setup(self, stage: str) -> None:
-        from sklearn.datasets import load_digits  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType] -- scikit-learn ships no types
+        from sklearn.datasets import load_digits  # pyright: ignore[reportMissingTypeStubs] -- scikit-learn ships none
 
-        digits: Any = load_digits()
+        digits = cast("Any", load_digits())
         images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16.0
         labels = torch.tensor(digits.target, dtype=torch.int64)
         held_out = torch.arange(len(labels)) % 5 == 0
@@ -61,7 +61,7 @@ class DigitsModel(pl.LightningModule):
 
     Args:
         width: Channels of the first convolution.
-        learning_rate: Peak of the one-cycle schedule.
+        learning_rate: Peak of the schedule; see `learning_rate_factor`.
     """
 
     def __init__(self, width: int = 24, learning_rate: float = 4e-3) -> None:
@@ -97,6 +97,13 @@ class DigitsModel(pl.LightningModule):
     @override
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=0.01)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def learning_rate_factor(step: int) -> float:
+    """Part of the peak learning rate at *step*: it rises for 100 steps, then halves every 100.
+
+    It does not depend on how long the training is, so a resumed one can go on for longer.
+    """
+    return min((step + 1) / 100, 0.5 ** ((step - 100) / 100))

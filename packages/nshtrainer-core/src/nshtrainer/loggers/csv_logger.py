@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.fabric.loggers.logger import rank_zero_experiment  # pyright: ignore[reportUnknownVariableType] -- Lightning leaves it untyped
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from typing_extensions import override
 
 from nshtrainer.files import atomic_write_text
@@ -43,7 +43,7 @@ class MergingWriter(ExperimentWriter):
         path = Path(self.metrics_file_path)
         if path.is_file():
             with path.open(newline="") as file:
-                self.metrics_keys = next(csv.reader(file), [])
+                self.metrics_keys = next(csv.reader(file), list[str]())
 
     @override
     def log_metrics(self, metrics_dict: Mapping[str, Any], step: int | None = None) -> None:

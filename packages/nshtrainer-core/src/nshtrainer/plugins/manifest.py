@@ -14,8 +14,10 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import importlib_metadata
+from typing_extensions import override
 
 from .catalogue import CORE
 from .policy import environment_policy, normalized
@@ -76,6 +78,7 @@ class Entry:
         """The folder that the distribution was found in, or ""."""
         return str(self.distribution.locate_file("")) if self.distribution else ""
 
+    @override
     def __str__(self) -> str:
         return f"{self.dist} {self.version} ({self.value})"
 
@@ -120,15 +123,16 @@ def scan() -> Manifest:
     seen: set[str] = set()
     for distribution in _distributions(problems):
         try:
-            text = distribution.read_text("entry_points.txt") or ""
+            text: str = distribution.read_text("entry_points.txt") or ""  # pyright: ignore[reportUnknownMemberType] -- partly untyped there
             if "nshtrainer." not in text:
                 continue
             dist = normalized(distribution.name or _name_from_path(distribution))
             if dist in seen:  # shadowed: an earlier folder of sys.path has it
                 continue
+            points: Any = distribution.entry_points
             found = [
                 Entry(ep.group, dist, ep.name, ep.value, distribution)
-                for ep in distribution.entry_points
+                for ep in points
                 if ep.group in GROUPS
             ]
         except Exception as error:  # noqa: BLE001 -- any fault in foreign metadata is that one's alone
@@ -140,7 +144,8 @@ def scan() -> Manifest:
 
 
 def _distributions(problems: list[tuple[str, str]]) -> Iterable[importlib_metadata.Distribution]:
-    iterator = iter(importlib_metadata.distributions())
+    found: Any = importlib_metadata.distributions()  # pyright: ignore[reportUnknownMemberType] -- as above
+    iterator = iter(found)
     while True:
         try:
             yield next(iterator)

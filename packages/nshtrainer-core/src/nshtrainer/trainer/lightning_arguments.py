@@ -6,11 +6,12 @@ its barebones mode keep working. Objects (a strategy, plugins) are keywords of o
 
 from __future__ import annotations
 
+import contextlib
 import re
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
 from nshtrainer.config import Config
@@ -44,29 +45,29 @@ def _devices(value: Any) -> Any:
         return -1
     is_count = _is_count(value, -1) and value != 0
     is_text = isinstance(value, str) and re.fullmatch(r"auto|-1|\d+(\s*,\s*\d+)*,?", value)
-    is_list = (
-        isinstance(value, (list, tuple)) and value and all(_is_count(v, 0) for v in value)  # pyright: ignore[reportUnknownVariableType] -- checked here
-    )
-    if is_count or is_text or is_list:
-        return list(value) if isinstance(value, tuple) else value  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType] -- checked above
+    if is_count or is_text:
+        return value
+    indices: list[Any] = [*value] if isinstance(value, (list, tuple)) else []
+    if indices and all(_is_count(index, 0) for index in indices):
+        return indices
     raise PydanticCustomError(
         "devices",
         'a number of devices, "auto", "all", a list of indices, or text such as "0,1" is expected',
     )
 
 
+_ISO_DURATION = TypeAdapter(timedelta)
 _CLOCK = re.compile(r"(\d+):(\d{1,2}):(\d{1,2}):(\d{1,2})")
 
 
 def _duration(value: Any) -> Any:
     """Lightning's other spellings: `"DD:HH:MM:SS"` and `{"days": 1, "hours": 2}`."""
     if isinstance(value, str) and (match := _CLOCK.fullmatch(value.strip())):
-        days, hours, minutes, seconds = map(int, match.groups())
-        return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+        value = dict(zip(("days", "hours", "minutes", "seconds"), map(int, match.groups()), strict=True))
     if isinstance(value, dict):
         try:
             return timedelta(**value)  # pyright: ignore[reportUnknownArgumentType] -- checked by the call
-        except (TypeError, OverflowError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise PydanticCustomError(
                 "duration", "no duration: {error}", {"error": str(error)}
             ) from None
@@ -86,8 +87,12 @@ def _positive(value: timedelta) -> timedelta:
 
 def _interval(value: Any) -> Any:
     """An int, float or duration; text is a duration."""
-    if isinstance(value, (str, dict, timedelta)):
-        return _duration(value)
+    value = _duration(value) if isinstance(value, (str, dict)) else value
+    if isinstance(value, str):
+        with contextlib.suppress(ValidationError):
+            value = _ISO_DURATION.validate_python(value)
+    if isinstance(value, timedelta):
+        return _positive(value)
     if _is_count(value, 1) or (isinstance(value, float) and 0.0 < value <= 1.0):
         return value
     raise PydanticCustomError(
@@ -97,16 +102,10 @@ def _interval(value: Any) -> Any:
     )
 
 
-def _positive_duration(value: Any) -> Any:
-    return _positive(value) if isinstance(value, timedelta) else value
-
-
 Batches = Annotated[int | float, BeforeValidator(_batches)]
 Devices = Annotated[int | str | list[int], BeforeValidator(_devices)]
 Duration = Annotated[timedelta, BeforeValidator(_duration), AfterValidator(_positive)]
-Interval = Annotated[
-    int | float | timedelta, BeforeValidator(_interval), AfterValidator(_positive_duration)
-]
+Interval = Annotated[int | float | timedelta, BeforeValidator(_interval)]
 AtLeastMinusOne = Annotated[int, Field(strict=True, ge=-1, le=MAX_INT)]
 Precision = Literal[
     16, 32, 64, "16", "32", "64", "bf16",

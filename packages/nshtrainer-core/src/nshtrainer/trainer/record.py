@@ -61,7 +61,7 @@ class RunRecord(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.config.run.settle(trainer)
         _check_ranks_agree(trainer)
-        if stage != "fit" or self.config.barebones or trainer.fast_dev_run:
+        if stage != "fit" or self.config.barebones or self.config.fast_dev_run:
             return
         driver.attach(trainer, "the run record").enable_saving(trainer)
         if trainer.is_global_zero:

@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, Checkpoint
@@ -174,14 +174,8 @@ def _check_objects(config: TrainerConfig, objects: dict[str, Any]) -> list[Callb
 def _as_list(value: Any, kind: type[Any]) -> list[Any]:
     if value is None or value is False:
         return []
-    items = cast(
-        "list[Any]",
-        [value]
-        if isinstance(value, kind)
-        else list(value)
-        if isinstance(value, Iterable)
-        else [value],
-    )
+    is_many = isinstance(value, Iterable) and not isinstance(value, kind)
+    items: list[Any] = [*value] if is_many else [value]
     for item in items:
         if not isinstance(item, kind):
             raise TypeError(f"a {kind.__name__} is expected, not {item!r}")

@@ -21,12 +21,12 @@ __all__ = ["NormLoggingCallbackConfig", "NormType"]
 
 def _number_in_text(value: Any) -> Any:
     """Existing configurations say `"2"` and `"inf"`; what is no number is left for the check."""
-    if isinstance(value, str):
+    if isinstance(value, str) or type(value) is int:
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             return value
-    return float(value) if type(value) is int else value
+    return value
 
 
 NormType: TypeAlias = Annotated[StrictBool | PositiveFloat, BeforeValidator(_number_in_text)]

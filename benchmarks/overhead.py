@@ -1,0 +1,58 @@
+"""What a training step costs beside plain Lightning: whole runs, steps inside an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from .method import Comparison, Sample, Sampler, Settings
+from .registry import benchmark
+
+if TYPE_CHECKING:
+    from .workloads import MakeTrainer
+
+_STEPS, _QUICK_STEPS = 300, 12
+_FIRST = 0.2  # of the steps: the optimizer's state and every callback's are made in these
+
+
+@benchmark("overhead", "a whole training step with the demo's callbacks, against plain Lightning")
+def overhead(settings: Settings) -> Iterator[Comparison]:
+    """One epoch a sample, on one thread; batch 64, AdamW, metrics logged every 50 steps."""
+    import torch
+
+    from .workloads import NETS, TRAINERS
+
+    threads, steps = torch.get_num_threads(), _QUICK_STEPS if settings.is_quick else _STEPS
+    torch.set_num_threads(1)
+    try:
+        for net in NETS:
+            yield Comparison(
+                case=f"a step of {net}",
+                baseline=next(iter(TRAINERS)),
+                samplers={name: _mean_step(make, net, steps) for name, make in TRAINERS.items()},
+            )
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _mean_step(make: MakeTrainer, net: str, steps: int) -> Sampler:
+    def sample() -> Sample:
+        import torch
+
+        from .workloads import NETS, Batches, Stamps, quiet
+
+        make_net, shape = NETS[net]
+        torch.manual_seed(0)
+        with quiet() as folder:
+            stamps = Stamps()
+            trainer = make(folder, stamps)
+            trainer.fit(make_net(), Batches(shape, steps), Batches(shape, 1))
+        if trainer.global_step != steps or len(stamps.ends) != steps:
+            raise RuntimeError(f"{trainer.global_step} of {steps} steps were taken")
+        start, end = int(_FIRST * steps), steps - 1
+        first, last = stamps.ends[start], stamps.ends[end]
+        return Sample(
+            (last.wall - first.wall) / (end - start), (last.cpu - first.cpu) / (end - start)
+        )
+
+    return sample

@@ -1,0 +1,212 @@
+"""Whole runs to measure: two nets, data that costs nothing, and trainers with the same settings."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.nn import functional
+from typing_extensions import override
+
+from nshtrainer import Trainer, TrainerConfig
+from nshtrainer.demo.config import demo_config
+from nshtrainer.demo.digits import DigitsModel
+from nshtrainer.trainer.config import SLOTS
+
+from .method import Sample
+
+__all__ = [
+    "BATCH_SIZE",
+    "NETS",
+    "TRAINERS",
+    "Batches",
+    "DeepModel",
+    "MakeTrainer",
+    "Stamps",
+    "quiet",
+]
+
+BATCH_SIZE = 64
+_LOG_EVERY = 50
+
+MakeTrainer = Callable[[Path, Callback], pl.Trainer]
+"""Makes a trainer that writes below a folder and has the given callback besides its own."""
+
+
+class Batches:
+    """The same batch over and over, already made: the data loader's work is nobody's.
+
+    Args:
+        shape: Of one input; labels are ten classes.
+        count: How many batches an epoch has.
+
+    Yields `(x, y)`, shapes `(64, *shape)` float32 and `(64,)` int64.
+    """
+
+    def __init__(self, shape: tuple[int, ...], count: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.batch = (
+            torch.rand((BATCH_SIZE, *shape), generator=generator),
+            torch.randint(10, (BATCH_SIZE,), generator=generator),
+        )
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter([self.batch] * self.count)
+
+
+class DeepModel(pl.LightningModule):
+    """Many small tensors: 40 times (Linear 128, LayerNorm, ReLU), 164 tensors in all; inputs of 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocks = [
+            nn.Sequential(nn.Linear(128, 128), nn.LayerNorm(128), nn.ReLU()) for _ in range(40)
+        ]
+        self.net = nn.Sequential(nn.Linear(32, 128), *blocks, nn.Linear(128, 10))
+
+    @override
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss = functional.cross_entropy(self.net(batch[0]), batch[1])
+        self.log("train_loss", loss)
+        return loss
+
+    @override
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        scores = self.net(batch[0])
+        self.log("val_loss", functional.cross_entropy(scores, batch[1]))
+        self.log("val_acc", (scores.argmax(1) == batch[1]).float().mean())
+
+    @override
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+
+class Stamps(Callback):
+    """Notes the clocks when training starts its first batch and when each batch has ended."""
+
+    def __init__(self) -> None:
+        self.first: Sample | None = None
+        self.ends: list[Sample] = []
+
+    @override
+    def on_train_batch_start(self, *args: Any) -> None:
+        if self.first is None:
+            self.first = _now()
+
+    @override
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.ends.append(_now())
+
+
+def _now() -> Sample:
+    return Sample(time.perf_counter(), time.process_time())
+
+
+def _plain_trainer(folder: Path, stamps: Callback) -> pl.Trainer:
+    """Lightning alone, with a CSV logger and no checkpoints."""
+    return _lightning(folder, [stamps])
+
+
+def _empty_callbacks_trainer(folder: Path, stamps: Callback) -> pl.Trainer:
+    """Lightning with as many callbacks as the demo has, none of which does anything."""
+    return _lightning(folder, [*(Callback() for _ in range(_num_demo_callbacks())), stamps])
+
+
+def _lightning(folder: Path, callbacks: list[Callback]) -> pl.Trainer:
+    return pl.Trainer(
+        callbacks=callbacks,
+        logger=CSVLogger(folder),
+        enable_checkpointing=False,
+        default_root_dir=folder,
+        **_SETTINGS,
+    )
+
+
+def _core_trainer(folder: Path, stamps: Callback) -> pl.Trainer:
+    """Ours with what the core alone gives: a CSV logger and the run's record."""
+    config = TrainerConfig.model_validate(
+        {**dict.fromkeys(SLOTS), **_SETTINGS, "directory": {"project_root": folder}}
+    )
+    return Trainer(config, callbacks=[stamps])
+
+
+def _demo_trainer(folder: Path, stamps: Callback) -> pl.Trainer:
+    """Ours with all of the demo's callbacks and a CSV logger; wandb is no part of it."""
+    return Trainer(_demo_config(folder), callbacks=[stamps])
+
+
+_SETTINGS: dict[str, Any] = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "max_epochs": 1,
+    "log_every_n_steps": _LOG_EVERY,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+def _demo_config(folder: Path) -> TrainerConfig:
+    config, missing = demo_config(folder)
+    if missing:
+        raise RuntimeError(f"the demo needs every family; missing: {', '.join(missing)}")
+    callbacks = [  # no step may be skipped: it would be a cheaper one
+        c.replace(threshold=1e9) if c.identity == "gradient_skipping" else c
+        for c in config.callbacks
+    ]
+    loggers = [c for c in config.loggers if getattr(c, "name", "") == "csv"]
+    return config.replace(callbacks=callbacks, loggers=loggers, **_SETTINGS)
+
+
+def _num_demo_callbacks() -> int:
+    """How many Lightning callbacks the demo's trainer has, without those that Lightning adds."""
+    from nshtrainer import resolve_callbacks
+
+    return len(resolve_callbacks(_demo_config(Path())))
+
+
+@contextlib.contextmanager
+def quiet() -> Generator[Path]:
+    """A folder for one run, and silence: tables, advice about speed and remarks are not our subject."""
+    level = logging.root.manager.disable
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield Path(folder)
+        finally:
+            logging.disable(level)
+
+
+NETS: dict[str, tuple[Callable[[], pl.LightningModule], tuple[int, ...]]] = {
+    "the demo's CNN": (DigitsModel, (1, 8, 8)),
+    "deep net, 164 tensors": (DeepModel, (32,)),
+}
+"""What is trained -> how it is made, and the shape of its inputs."""
+
+TRAINERS: dict[str, MakeTrainer] = {
+    "Lightning": _plain_trainer,
+    "Lightning, as many empty callbacks": _empty_callbacks_trainer,
+    "nshtrainer, core defaults": _core_trainer,
+    "nshtrainer, the demo's callbacks": _demo_trainer,
+}
+"""Who trains; the first is what the others are divided by."""
