@@ -108,9 +108,17 @@ class CleanEnvironment:
 
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel and the source distribution of every package."""
+    """A folder with every package's source distribution and the wheel that was made from it."""
     folder = tmp_path_factory.mktemp("dist")
     run(UV, "build", "-q", "--all-packages", "-o", folder, cwd=REPOSITORY)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def direct_wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every package's wheel, made from the source tree."""
+    folder = tmp_path_factory.mktemp("direct")
+    run(UV, "build", "-q", "--wheel", "--all-packages", "-o", folder, cwd=REPOSITORY)
     return folder
 
 

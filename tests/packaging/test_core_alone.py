@@ -63,7 +63,6 @@ def test_importing_a_missing_config_names_the_command(environment):
     """`from nshtrainer.configs import X` says what provides X."""
     output = environment.python("from nshtrainer.configs import EMACallbackConfig", check=False)
 
-    assert issubclass(ModuleNotFoundError, ImportError)
     assert "PluginNotInstalledError: EMACallbackConfig is provided by nshtrainer-ema" in output
     assert "pip install nshtrainer-ema" in output
 

@@ -15,7 +15,7 @@ from pydantic import (
 )
 from typing_extensions import Self
 
-from .validation_errors import with_field_hints
+from .validation_errors import clarified
 
 __all__ = ["Config"]
 
@@ -39,14 +39,14 @@ class Config(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _say_what_was_meant(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """A misspelt field names the nearest one."""
+        """A misspelt field names the nearest one, and a value of no type that fits is one error."""
         try:
             return handler(data)
         except ValidationError as error:
-            hinted = with_field_hints(error, cls.model_fields)
-            if hinted is error:
+            clear = clarified(error, cls.model_fields, data)
+            if clear is error:
                 raise
-            raise hinted from None
+            raise clear from None
 
     def replace(self, **changes: Any) -> Self:
         """Return a validated copy with *changes*; the original is untouched and nothing is shared.

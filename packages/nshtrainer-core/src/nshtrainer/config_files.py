@@ -176,6 +176,7 @@ def describe(error: ValidationError, source: str, text: str = "", format_: str =
         loc = problem["loc"]
         line = locate(loc)
         where = f"line {line}, " if line else ""
+        message = problem["msg"].removeprefix("Value error, ")
         given = problem["input"]
         shown = (
             ""
@@ -183,7 +184,7 @@ def describe(error: ValidationError, source: str, text: str = "", format_: str =
             or isinstance(given, (Mapping, BaseModel))
             else f" (given: {_short(given)})"
         )
-        lines.append(f"  {where}{dotted(loc)}: {problem['msg']}{shown}")
+        lines.append(f"  {where}{dotted(loc)}: {message}{shown}")
     return "\n".join(lines)
 
 

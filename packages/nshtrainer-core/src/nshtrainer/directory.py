@@ -5,11 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import StringConstraints
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
 
 from .config import Config
 
 __all__ = ["DirectoryConfig"]
+
+
+def _folder_name(value: str) -> str:
+    if not value.strip(". ") or any(c in value for c in "/\\\0"):
+        raise PydanticCustomError(
+            "folder_name",
+            "the name of one folder is expected, not {value}; choose the folder around it with "
+            "`project_root`",
+            {"value": repr(value)},
+        )
+    return value
 
 
 class DirectoryConfig(Config):
@@ -18,7 +30,5 @@ class DirectoryConfig(Config):
     project_root: Path | None = None
     """Folder of the project; None is the working directory when the run starts. Made if missing."""
 
-    logdir_basename: Annotated[str, StringConstraints(pattern=r"^[^/\\]*[^/\\.][^/\\]*$")] = (
-        "nshtrainer_logs"
-    )
+    logdir_basename: Annotated[str, AfterValidator(_folder_name)] = "nshtrainer_logs"
     """Name of the folder below the project root that holds all runs."""

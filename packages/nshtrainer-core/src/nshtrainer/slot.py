@@ -37,11 +37,12 @@ class Slot(Generic[T]):
             mapping = cast("Mapping[str, Any]", value)
             cls, name = self._class_for(mapping)
         else:
+            needed = "" if self.default else f" with the field `{self.registry.discriminator}`"
             raise PydanticCustomError(
                 "config_type",
-                "a mapping with the field `{field}`, or a {base}, is expected, not {type}",
+                "a mapping of options{needed}, or a {base}, is expected, not {type}",
                 {
-                    "field": self.registry.discriminator,
+                    "needed": needed,
                     "base": self.registry.base.__qualname__,
                     "type": type(value).__name__,
                 },

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import AfterValidator, Field, field_validator
 from pydantic._internal._model_construction import ModelMetaclass
+from pydantic_core import PydanticCustomError
 
 from nshtrainer.config import Config
 from nshtrainer.plugins import catalogue
@@ -20,6 +22,16 @@ if TYPE_CHECKING:
     from nshtrainer.trainer.config import TrainerConfig
 
 __all__ = ["CallbackConfigBase", "CallbackMetadataConfig", "callback_registry"]
+
+
+def _label(value: str) -> str:
+    if re.fullmatch(r"[\w.-]+", value) is None:
+        raise PydanticCustomError(
+            "label",
+            "a label is made of letters, digits, `_`, `.` and `-`, which {value} is not",
+            {"value": repr(value)},
+        )
+    return value
 
 
 class CallbackMetadataConfig(Config):
@@ -57,7 +69,7 @@ class CallbackConfigBase(Config, metaclass=_CallbackConfigMeta):
     metadata: CallbackMetadataConfig = Field(default_factory=CallbackMetadataConfig)
     """Place among the other callbacks; a class sets its own default, a file overrides parts of it."""
 
-    label: Annotated[str, StringConstraints(pattern=r"^[\w.-]+$")] | None = None
+    label: Annotated[str, AfterValidator(_label)] | None = None
     """Tells this callback from a second one of the same name: its state is kept under `name#label`."""
 
     added_by: str | None = None

@@ -105,9 +105,7 @@ class _Dispatched(TorchDispatchMode):
 
 def _says_cpu(args: Any, kwargs: dict[str, Any]) -> bool:
     targets = [*args, kwargs.get("device")]
-    return any(
-        isinstance(t, (str, torch.device)) and torch.device(t).type == "cpu" for t in targets
-    )
+    return any(isinstance(t, str) and torch.device(t).type == "cpu" for t in targets)
 
 
 def _leaves_device(name: str, args: Any, result: Any) -> bool:

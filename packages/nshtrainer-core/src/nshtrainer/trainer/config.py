@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import (
     Field,
@@ -174,10 +174,8 @@ class TrainerConfig(LightningArguments):
     auto_validate_metrics: MetricValidation | None = None
     """Checks that expected metrics are logged."""
 
-    set_float32_matmul_precision: (
-        Annotated[str, Field(pattern="^(medium|high|highest)$")] | None
-    ) = None
-    """`medium`, `high` or `highest`: see `torch.set_float32_matmul_precision`."""
+    set_float32_matmul_precision: Literal["medium", "high", "highest"] | None = None
+    """See `torch.set_float32_matmul_precision`."""
 
     # ---- reading ---------------------------------------------------------------------------
 

@@ -108,7 +108,7 @@ class GradientSkippingCallback(ConfiguredCallback[GradientSkippingCallbackConfig
         self._seen += 1
         if flag is not None and isinstance(skipped, Tensor):
             # Not in place: what was logged before still refers to the old number.
-            pass
+            self._skipped = self._skipped + flag.long()
         elif flag is not None and skipped:
             self._skipped = self._skipped + int(flag)
         if step.will_log:
