@@ -19,7 +19,7 @@ def every_family() -> dict[str, Any]:
         "checkpoint_saving": {
             "checkpoint_callbacks": [
                 {"name": "best_checkpoint", "topk": 3},
-                {"name": "last_checkpoint", "save_on_time_interval": "00:00:30:00"},
+                {"name": "last_checkpoint", "save_on_time_interval": "PT30M"},
                 {"name": "on_exception_checkpoint"},
             ]
         },

@@ -17,12 +17,12 @@ _LIMIT = 2.0
 
 @benchmark("first_batch", "from fit to the first batch, against plain Lightning")
 def first_batch(_settings: Settings) -> Iterator[Comparison]:
-    """One run of one batch a sample: `fit` alone, and with the trainer's construction."""
+    """One run of one batch a sample: `fit` alone, and with making the config and the trainer."""
     from .workloads import TRAINERS
 
     lightning, *others = TRAINERS
     ours = [name for name in others if name.startswith("nshtrainer")]
-    for case, with_trainer in (("fit", False), ("make the trainer, and fit", True)):
+    for case, with_trainer in (("fit", False), ("config, trainer and fit", True)):
         yield Comparison(
             case=case,
             baseline=lightning,

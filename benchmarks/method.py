@@ -112,7 +112,9 @@ class Ratio:
         return self.spread <= MAX_SPREAD
 
 
-def filling(call: Callable[[], object], seconds: float) -> Sampler:
+def filling(
+    call: Callable[[], object], seconds: float, *, clock: Callable[[], float] = time.perf_counter
+) -> Sampler:
     """A sampler whose samples are the mean over as many calls as fill *seconds*.
 
     The number of calls is found anew for each sample, since a machine that got slower needs fewer;
@@ -123,12 +125,12 @@ def filling(call: Callable[[], object], seconds: float) -> Sampler:
     def sample() -> Sample:
         nonlocal batch
         calls = 0
-        cpu, start = time.process_time(), time.perf_counter()
+        cpu, start = time.process_time(), clock()
         while True:
             for _ in range(batch):
                 call()
             calls += batch
-            wall = time.perf_counter() - start
+            wall = clock() - start
             if wall >= seconds:
                 break
         cpu = time.process_time() - cpu

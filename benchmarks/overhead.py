@@ -27,7 +27,7 @@ def overhead(settings: Settings) -> Iterator[Comparison]:
     try:
         for net in NETS:
             yield Comparison(
-                case=f"a step of {net}",
+                case=f"{net}: a step",
                 baseline=next(iter(TRAINERS)),
                 samplers={name: _mean_step(make, net, steps) for name, make in TRAINERS.items()},
             )
@@ -37,12 +37,12 @@ def overhead(settings: Settings) -> Iterator[Comparison]:
 
 def _mean_step(make: MakeTrainer, net: str, steps: int) -> Sampler:
     def sample() -> Sample:
-        import torch
+        from lightning import seed_everything
 
         from .workloads import NETS, Batches, Stamps, quiet
 
         make_net, shape = NETS[net]
-        torch.manual_seed(0)
+        seed_everything(0, verbose=False)
         with quiet() as folder:
             stamps = Stamps()
             trainer = make(folder, stamps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import tempfile
@@ -105,12 +106,12 @@ class Stamps(Callback):
         self.ends: list[Sample] = []
 
     @override
-    def on_train_batch_start(self, *args: Any) -> None:
+    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
         if self.first is None:
             self.first = _now()
 
     @override
-    def on_train_batch_end(self, *args: Any) -> None:
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         self.ends.append(_now())
 
 
@@ -165,16 +166,20 @@ def _demo_config(folder: Path) -> TrainerConfig:
     config, missing = demo_config(folder)
     if missing:
         raise RuntimeError(f"the demo needs every family; missing: {', '.join(missing)}")
-    callbacks = [  # no step may be skipped: it would be a cheaper one
-        c.replace(threshold=1e9) if c.identity == "gradient_skipping" else c
-        for c in config.callbacks
+    always: dict[str, Any] = {"threshold": 1e9, "start_after_n_steps": 0}
+    callbacks = [  # every step is looked at, none is skipped: that would be a cheaper one
+        c.replace(**always) if c.identity == "gradient_skipping" else c for c in config.callbacks
     ]
     loggers = [c for c in config.loggers if getattr(c, "name", "") == "csv"]
     return config.replace(callbacks=callbacks, loggers=loggers, **_SETTINGS)
 
 
+@functools.cache
 def _num_demo_callbacks() -> int:
-    """How many Lightning callbacks the demo's trainer has, without those that Lightning adds."""
+    """How many Lightning callbacks the demo's trainer has, without those that Lightning adds.
+
+    Counted once, in a warm-up, so that no sample includes it.
+    """
     from nshtrainer import resolve_callbacks
 
     return len(resolve_callbacks(_demo_config(Path())))

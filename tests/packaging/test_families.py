@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from nshtrainer.plugins.catalogue import CALLBACKS, LOGGERS
 
 pytestmark = [pytest.mark.packaging, pytest.mark.slow]
 
@@ -24,9 +25,9 @@ primary_metric: {name: val_loss, mode: min}
 FITS = {
     "checkpoint": ("", {"best_checkpoint", "last_checkpoint", "on_exception_checkpoint"}),
     "ema": (
-        "early_stopping: {patience: 3}\n"
+        "early_stopping: {patience: 3}\nshared_parameters: {}\n"
         "callbacks:\n- {name: ema, decay: 0.9}\n- {name: gradient_skipping, threshold: 100.0}\n",
-        {"early_stopping", "ema", "gradient_skipping"},
+        {"early_stopping", "ema", "gradient_skipping", "shared_parameters"},
     ),
     "monitoring": (
         "log_norms: {log_grad_norm: true}\n"
@@ -43,15 +44,21 @@ FITS = {
     ),
 }  # fmt: skip
 
-FIT = """
-import sys
+FIT = r"""
+import re
 from nshtrainer import Trainer, TrainerConfig
 from nshtrainer.testing import TinyDataModule, TinyModule
 
+class Module(TinyModule):
+    @property
+    def shared_parameters(self):
+        return [(self.head.weight, 2)]
+
 trainer = Trainer(TrainerConfig.from_file("run.yaml"))
-trainer.fit(TinyModule(), datamodule=TinyDataModule())
+trainer.fit(Module(), datamodule=TinyDataModule())
 keys = [c.state_key for c in trainer.callbacks if c.state_key.startswith("nshtrainer.")]
-print("steps", trainer.global_step, *sorted(key.removeprefix("nshtrainer.") for key in keys))
+names = {re.match(r"nshtrainer\.(\w+)", key)[1] for key in keys}
+print("steps", trainer.global_step, *sorted(names))
 """
 
 IMPORTS = """
@@ -81,8 +88,6 @@ def test_one_family_works_beside_the_core(environment, family):
 
     environment.install(f"nshtrainer-core[{family}] @ {core.as_uri()}")
 
-    from nshtrainer.plugins.catalogue import CALLBACKS, LOGGERS
-
     expected = {
         name: cls for t in (CALLBACKS, LOGGERS) for name, (d, cls) in t.items() if d == dist
     }
@@ -99,8 +104,8 @@ def test_one_family_works_beside_the_core(environment, family):
 def test_uninstalling_one_family_leaves_the_others_working(environment):
     """Names of the missing family are refused with the command; the other family still trains."""
     environment.install(*map(environment.wheel, ("nshtrainer-ema", "nshtrainer-monitoring")))
-    both = environment.file("both.yaml", "callbacks:\n- {name: ema}\n- {name: epoch_timer}\n")
-    one = environment.file("one.yaml", "callbacks:\n- {name: epoch_timer}\n")
+    both = environment.file("both.yaml", "callbacks:\n- {name: ema, decay: 0.9}\n- name: epoch_timer\n")
+    one = environment.file("one.yaml", "callbacks:\n- name: epoch_timer\n")
     assert "ema" in environment.run("nshtrainer", "validate", both)
 
     environment.uninstall("nshtrainer-ema")

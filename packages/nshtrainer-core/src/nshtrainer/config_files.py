@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import reprlib
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -128,7 +129,43 @@ def load_data(text: str, format_: str, *, source: str) -> Any:
 def _load_yaml(text: str) -> Any:
     from ruamel.yaml import YAML
 
-    return YAML(typ="safe", pure=True).load(text)  # pyright: ignore[reportUnknownMemberType] -- ruamel is untyped here
+    data: Any = YAML(typ="safe", pure=True).load(text)  # pyright: ignore[reportUnknownMemberType] -- ruamel is untyped here
+    if "*" in text:
+        _check_aliases(data)
+    return data
+
+
+_MAX_VALUES = 1_000_000
+
+
+def _check_aliases(data: Any) -> None:
+    """A few lines of aliases to aliases stand for more values than fit into memory, or for themselves.
+
+    Raises:
+        ValueError: They do.
+    """
+    sizes: dict[int, int | None] = {}  # None: the value is being counted, so it holds itself
+
+    def size(value: Any) -> int:
+        held = _held_by(value)
+        if held is None:
+            return 1
+        known = sizes.get(id(value), -1)
+        if known is None:
+            raise ValueError("an alias stands inside of what it names; write the value out")
+        if known < 0:
+            sizes[id(value)] = None
+            sizes[id(value)] = known = 1 + sum(map(size, held))
+        return known
+
+    if (count := size(data)) > _MAX_VALUES:
+        raise ValueError(f"its aliases stand for {count} values, and {_MAX_VALUES} are the limit")
+
+
+def _held_by(value: Any) -> list[Any] | None:
+    if isinstance(value, dict):
+        return list(cast("dict[Any, Any]", value).values())
+    return cast("list[Any]", value) if isinstance(value, list) else None
 
 
 def _load_json(text: str) -> Any:
@@ -189,8 +226,12 @@ def describe(error: ValidationError, source: str, text: str = "", format_: str =
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = _SHORT.repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+_SHORT = reprlib.Repr()  # never writes out a large value only to cut it off
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
 def dotted(loc: tuple[int | str, ...]) -> str:

@@ -37,10 +37,11 @@ class Slot(Generic[T]):
             mapping = cast("Mapping[str, Any]", value)
             cls, name = self._class_for(mapping)
         else:
-            needed = "" if self.default else f" with the field `{self.registry.discriminator}`"
+            field = self.registry.discriminator
+            needed = "of options" if self.default else f"with the field `{field}`"
             raise PydanticCustomError(
                 "config_type",
-                "a mapping of options{needed}, or a {base}, is expected, not {type}",
+                "a mapping {needed}, or a {base}, is expected, not {type}",
                 {
                     "needed": needed,
                     "base": self.registry.base.__qualname__,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import AfterValidator, Field, field_validator
 from pydantic._internal._model_construction import ModelMetaclass
+from typing_extensions import dataclass_transform
 from pydantic_core import PydanticCustomError
 
 from nshtrainer.config import Config
@@ -48,6 +49,7 @@ class CallbackMetadataConfig(Config):
     """Keep this callback when the trainer runs in barebones mode."""
 
 
+@dataclass_transform(kw_only_default=True, field_specifiers=(Field,))
 class _CallbackConfigMeta(ModelMetaclass):
     """Lets a class state `metadata` as a field, a class variable, a plain value or a dict alike."""
 

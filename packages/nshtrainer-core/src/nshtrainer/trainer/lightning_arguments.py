@@ -63,7 +63,9 @@ _CLOCK = re.compile(r"(\d+):(\d{1,2}):(\d{1,2}):(\d{1,2})")
 def _duration(value: Any) -> Any:
     """Lightning's other spellings: `"DD:HH:MM:SS"` and `{"days": 1, "hours": 2}`."""
     if isinstance(value, str) and (match := _CLOCK.fullmatch(value.strip())):
-        value = dict(zip(("days", "hours", "minutes", "seconds"), map(int, match.groups()), strict=True))
+        value = dict(
+            zip(("days", "hours", "minutes", "seconds"), map(int, match.groups()), strict=True)
+        )
     if isinstance(value, dict):
         try:
             return timedelta(**value)  # pyright: ignore[reportUnknownArgumentType] -- checked by the call

@@ -136,8 +136,7 @@ class EMACallback(ConfiguredCallback[EMACallbackConfig]):
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:  # nothing to see yet: the average is the weights
-            self._swap_in(trainer, pl_module)
+        self._swap_in(trainer, pl_module)
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
