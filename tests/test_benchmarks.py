@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +13,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from nshtrainer import TrainerConfig
+from nshtrainer.plugins.catalogue import CALLBACKS, LOGGERS
+
 if TYPE_CHECKING:
-    from benchmarks import method, rows
+    from benchmarks import every_family, method, rows
 else:
     sys.path.insert(0, str(Path(__file__).parents[1]))
     try:
         method = importlib.import_module("benchmarks.method")
         rows = importlib.import_module("benchmarks.rows")
+        every_family = importlib.import_module("benchmarks.every_family")
     finally:
         sys.path.pop(0)
 
@@ -207,6 +212,13 @@ def test_the_table_shows_every_row_aligned():
     cells = [cell.strip() for cell in table.splitlines()[2].strip("|").split("|")]
     assert cells[:8] == ["b", "c", "a longer name", "A", "20.0", "0%", "1.500", "missed"]
     assert cells[-1] == "2 ms"
+
+
+def test_the_measured_configuration_uses_every_family():
+    """It validates, and holds each callback and logger that the first-party families provide."""
+    config = TrainerConfig.model_validate(every_family.every_family())
+
+    assert {*CALLBACKS, *LOGGERS} <= set(re.findall(r'"name":"(\w+)"', config.model_dump_json()))
 
 
 @pytest.mark.slow

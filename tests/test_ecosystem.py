@@ -162,7 +162,7 @@ def test_the_debug_flag_is_restored_after_a_failing_sanity_check(tmp_path: Path)
         )
     )
     for trainer in (ours, plain):
-        with pytest.raises(RuntimeError, match="^no$"):
+        with pytest.raises(RuntimeError, match=r"^no$"):
             trainer.fit(Fails(), datamodule=TinyDataModule())
         assert not getattr(trainer, "debug", False)
 

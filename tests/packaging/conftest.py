@@ -82,7 +82,9 @@ class CleanEnvironment:
             self.uninstall(*sorted(added))
         assert self._versions() == self._base
 
-    def run(self, program: str, *arguments: str | Path, check: bool = True, **variables: str) -> str:
+    def run(
+        self, program: str, *arguments: str | Path, check: bool = True, **variables: str
+    ) -> str:
         """Run one of the environment's programs in an otherwise empty folder."""
         return run(self.bin / program, *arguments, cwd=self.work, check=check, **variables)
 
@@ -123,9 +125,7 @@ def direct_wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared_environment(
-    wheels: Path, tmp_path_factory: pytest.TempPathFactory
-) -> CleanEnvironment:
+def shared_environment(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> CleanEnvironment:
     return CleanEnvironment(tmp_path_factory.mktemp("clean") / "venv", wheels)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from nshtrainer.plugins.catalogue import CALLBACKS, LOGGERS
 
 pytestmark = [pytest.mark.packaging, pytest.mark.slow]
@@ -104,7 +105,9 @@ def test_one_family_works_beside_the_core(environment, family):
 def test_uninstalling_one_family_leaves_the_others_working(environment):
     """Names of the missing family are refused with the command; the other family still trains."""
     environment.install(*map(environment.wheel, ("nshtrainer-ema", "nshtrainer-monitoring")))
-    both = environment.file("both.yaml", "callbacks:\n- {name: ema, decay: 0.9}\n- name: epoch_timer\n")
+    both = environment.file(
+        "both.yaml", "callbacks:\n- {name: ema, decay: 0.9}\n- name: epoch_timer\n"
+    )
     one = environment.file("one.yaml", "callbacks:\n- name: epoch_timer\n")
     assert "ema" in environment.run("nshtrainer", "validate", both)
 

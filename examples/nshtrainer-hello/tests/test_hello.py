@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from nshtrainer_hello import HelloCallbackConfig
+from nshtrainer_hello.callback import HelloCallback
+
 from nshtrainer import Trainer, TrainerConfig, create_callbacks, resolve_callbacks
 from nshtrainer.testing import (
     CallbackConformance,
@@ -12,8 +15,6 @@ from nshtrainer.testing import (
     TinyModule,
     quiet_trainer_kwargs,
 )
-from nshtrainer_hello import HelloCallbackConfig
-from nshtrainer_hello.callback import HelloCallback
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
 

@@ -22,7 +22,9 @@ from nshtrainer.registry import Registry
 pytestmark = pytest.mark.usefixtures("clean_registry")
 
 
-def define(tag: str = "mine", qualname: str = "Mine", default: float = 0.5) -> type[CallbackConfigBase]:
+def define(
+    tag: str = "mine", qualname: str = "Mine", default: float = 0.5
+) -> type[CallbackConfigBase]:
     """A new class object with the given name, as a notebook cell that is run makes one."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     exec(  # noqa: S102 -- a cell
@@ -79,7 +81,9 @@ def test_two_classes_with_one_name_are_refused_at_once():
     """The second decorator raises and names both; the first class stays in use."""
     first = callback_registry.register(define(qualname="First"))
 
-    with pytest.raises(DuplicateNameError, match=r"'mine' is taken by __main__:First.*override=True"):
+    with pytest.raises(
+        DuplicateNameError, match=r"'mine' is taken by __main__:First.*override=True"
+    ):
         callback_registry.register(define(qualname="Second"))
 
     assert callback_registry["mine"] is first
@@ -101,7 +105,9 @@ def test_a_subclass_of_a_builtin_may_be_defined_without_registering():
         extra: int = 1
 
     assert callback_registry["mine"] is base
-    with pytest.raises(ValidationError, match=r"Special is not registered.*@callback_registry.register"):
+    with pytest.raises(
+        ValidationError, match=r"Special is not registered.*@callback_registry.register"
+    ):
         TrainerConfig(callbacks=[Special()])
 
 
@@ -118,7 +124,9 @@ def test_a_class_that_cannot_be_registered_is_refused_with_the_line_to_write(how
     base = BaseModel if how == "no base" else CallbackConfigBase
     cls = type(base)("Odd", (base,), {"__module__": __name__, **bodies[how]})
 
-    with pytest.raises(TypeError, match="not a subclass" if how == "no base" else "needs a line such as"):
+    with pytest.raises(
+        TypeError, match="not a subclass" if how == "no base" else "needs a line such as"
+    ):
         callback_registry.register(cls)
 
 
@@ -132,7 +140,9 @@ def test_an_unknown_name_lists_what_exists_and_the_nearest():
     """The message has the closest name and all known ones."""
     callback_registry.register(define())
 
-    with pytest.raises(ValidationError, match=r"no callback is named 'mien'. Did you mean 'mine'\?.*Known:"):
+    with pytest.raises(
+        ValidationError, match=r"no callback is named 'mien'. Did you mean 'mine'\?.*Known:"
+    ):
         TrainerConfig(callbacks=[{"name": "mien"}])
     with pytest.raises(KeyError, match="Did you mean 'mine'"):
         callback_registry["mien"]
@@ -142,7 +152,7 @@ def test_a_missing_name_and_a_wrong_kind_of_value_are_explained():
     """Neither a mapping without a name nor a bare number ends in another traceback."""
     with pytest.raises(ValidationError, match="the field `name` is missing"):
         TrainerConfig(callbacks=[{"threshold": 1}])
-    with pytest.raises(ValidationError, match="a mapping with the field `name`.*not int"):
+    with pytest.raises(ValidationError, match=r"a mapping with the field `name`.*not int"):
         TrainerConfig(callbacks=[3])
     with pytest.raises(ValidationError, match="`name` must be text, not list"):
         TrainerConfig(callbacks=[{"name": ["ema"]}])
@@ -194,7 +204,9 @@ def test_a_registry_of_ones_own_works_the_same():
     class Shape(Config):
         pass
 
-    shapes: Registry[Shape] = Registry("acme.shapes", Shape, what="shape", known={"cone": ("acme-cones", "Cone")})
+    shapes: Registry[Shape] = Registry(
+        "acme.shapes", Shape, what="shape", known={"cone": ("acme-cones", "Cone")}
+    )
 
     @shapes.register
     class Square(Shape):
@@ -219,5 +231,7 @@ def test_a_slot_takes_only_its_own_name():
     """Another callback in a slot is refused, and the slot's own needs no name."""
     callback_registry.register(define())
 
-    with pytest.raises(ValidationError, match=r"'mine' has no place here; expected 'early_stopping'"):
+    with pytest.raises(
+        ValidationError, match=r"'mine' has no place here; expected 'early_stopping'"
+    ):
         TrainerConfig(early_stopping={"name": "mine"})

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from nshtrainer import ConfiguredCallback
 from typing_extensions import override
+
+from nshtrainer import ConfiguredCallback
 
 from .config import HelloCallbackConfig
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
+from typing_extensions import override
+
 from nshtrainer import CallbackConfigBase, TrainerConfig
 from nshtrainer.types import PositiveInt
-from typing_extensions import override
 
 if TYPE_CHECKING:
     from .callback import HelloCallback

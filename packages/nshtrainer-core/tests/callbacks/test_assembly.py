@@ -104,7 +104,10 @@ def test_priority_orders_checkpoints_among_themselves_only():
 @pytest.mark.parametrize("first", [0, 1])
 def test_of_several_that_ignore_if_exists_one_stays(first: int):
     """U4: all carried the flag and all were dropped; the one of highest priority stays."""
-    entries = [plain("x", ignore_if_exists=True, priority=first), plain("y", ignore_if_exists=True, priority=1 - first)]
+    entries = [
+        plain("x", ignore_if_exists=True, priority=first),
+        plain("y", ignore_if_exists=True, priority=1 - first),
+    ]
 
     assert tags(*entries) == ["x" if first else "y"]
 
@@ -123,16 +126,23 @@ def test_the_rule_covers_every_source_and_subclasses():
 
     assert tags(flagged, extra=[Plain("given")]) == ["given"]
     assert tags(flagged, extra=[SubPlain("given")]) == ["given"]
-    assert tags(plain("flagged", "sub", ignore_if_exists=True), extra=[Plain("given")]) == ["flagged", "given"]
+    assert tags(plain("flagged", "sub", ignore_if_exists=True), extra=[Plain("given")]) == [
+        "flagged",
+        "given",
+    ]
 
 
-def test_barebones_keeps_what_is_enabled_for_it_and_names_the_rest(caplog: pytest.LogCaptureFixture):
+def test_barebones_keeps_what_is_enabled_for_it_and_names_the_rest(
+    caplog: pytest.LogCaptureFixture,
+):
     """U22: what is left out is said in one line."""
     with caplog.at_level(logging.WARNING):
         kept = tags(plain("kept", enabled_for_barebones=True), plain("dropped"), barebones=True)
 
     assert kept == ["kept"]
-    assert [r.message for r in caplog.records if "barebones" in r.message] == ["barebones mode leaves out Plain"]
+    assert [r.message for r in caplog.records if "barebones" in r.message] == [
+        "barebones mode leaves out Plain"
+    ]
 
 
 def test_metadata_of_a_nested_config_counts():
@@ -143,7 +153,9 @@ def test_metadata_of_a_nested_config_counts():
         name: Literal["outer"] = "outer"
 
         def create_callbacks(self, trainer_config: TrainerConfig) -> Iterator[Callback]:
-            yield from PlainConfig(tag="inner", metadata=CallbackMetadataConfig(priority=9)).build(trainer_config)
+            yield from PlainConfig(tag="inner", metadata=CallbackMetadataConfig(priority=9)).build(
+                trainer_config
+            )
             yield Plain("own")
 
     assert tags(plain("first"), {"name": "outer"}) == ["inner", "first", "own"]
@@ -171,7 +183,9 @@ def test_a_class_states_its_metadata_in_any_form_and_a_file_overrides_parts(form
     cls = namespace["Mine"]
 
     assert cls().metadata == CallbackMetadataConfig(priority=3, ignore_if_exists=True)
-    assert cls(metadata={"priority": 8}).metadata == CallbackMetadataConfig(priority=8, ignore_if_exists=True)
+    assert cls(metadata={"priority": 8}).metadata == CallbackMetadataConfig(
+        priority=8, ignore_if_exists=True
+    )
 
 
 def test_one_yielded_callback_can_have_metadata_of_its_own():
@@ -191,7 +205,9 @@ def test_one_yielded_callback_can_have_metadata_of_its_own():
 def test_two_of_one_identity_are_a_clear_error_unless_labelled():
     """U24: never Lightning's 'more than one stateful callback'; a label gives each its own state."""
     twice = [{"name": "stateful"}, {"name": "stateful", "value": 1}]
-    with pytest.raises(ConfigError, match=r"callbacks\[0\].*callbacks\[1\].*nshtrainer.stateful.*`label`"):
+    with pytest.raises(
+        ConfigError, match=r"callbacks\[0\].*callbacks\[1\].*nshtrainer.stateful.*`label`"
+    ):
         resolve_callbacks(TrainerConfig(**BARE, callbacks=twice))
 
     labelled = [{"name": "stateful"}, {"name": "stateful", "label": "second"}]
@@ -223,7 +239,7 @@ def test_what_was_appended_unchecked_is_checked_before_training():
     config = TrainerConfig(**BARE)
     config.callbacks.append({"name": "stateful", "value": "x"})  # pyright: ignore[reportArgumentType]
 
-    with pytest.raises(ValidationError, match="callbacks.0.stateful.value"):
+    with pytest.raises(ValidationError, match=r"callbacks.0.stateful.value"):
         resolve_callbacks(config)
 
 
@@ -288,7 +304,9 @@ def test_a_plugins_defaults_are_added_only_when_the_config_asks_for_them(plugin:
     assert len(again) == 1
 
 
-def test_a_failing_modification_is_undone_and_the_others_still_run(plugin: Any, caplog: pytest.LogCaptureFixture):
+def test_a_failing_modification_is_undone_and_the_others_still_run(
+    plugin: Any, caplog: pytest.LogCaptureFixture
+):
     """What a hook changed before it raised does not stay; what changed is logged."""
 
     def clear_then_raise(config: Any, callbacks: list[Callback]) -> None:
@@ -297,7 +315,9 @@ def test_a_failing_modification_is_undone_and_the_others_still_run(plugin: Any, 
 
     plugin("bad", nshtrainer_modify_callbacks=clear_then_raise)
     plugin("stranger", nshtrainer_modify_callbacks=lambda config, callbacks: [3])
-    plugin("good", nshtrainer_modify_callbacks=lambda config, callbacks: [*callbacks, Plain("added")])
+    plugin(
+        "good", nshtrainer_modify_callbacks=lambda config, callbacks: [*callbacks, Plain("added")]
+    )
     with caplog.at_level(logging.INFO):
         found = tags(plain("first"))
 

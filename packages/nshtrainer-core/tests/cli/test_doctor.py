@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from nshtrainer_cli import doctor
 from nshtrainer_cli.doctor.finding import Finding, worst
 from nshtrainer_cli.doctor.importing import importers, parse_import_times

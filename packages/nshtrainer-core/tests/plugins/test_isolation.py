@@ -55,12 +55,20 @@ BROKEN_MODULES = {
 }  # 20 of them
 
 
-def install(folder: Path, dist: str, entries: dict[str, dict[str, str]], version: str = "1.0", requires: str = "") -> None:
+def install(
+    folder: Path,
+    dist: str,
+    entries: dict[str, dict[str, str]],
+    version: str = "1.0",
+    requires: str = "",
+) -> None:
     """Write a real `dist-info` folder, as an installer does."""
     info = folder / f"{dist.replace('-', '_')}-{version}.dist-info"
     info.mkdir(parents=True)
     require = f"Requires-Dist: {requires}\n" if requires else ""
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: {version}\n{require}")
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {dist}\nVersion: {version}\n{require}"
+    )
     lines = []
     for group, points in entries.items():
         lines += [f"[{group}]", *(f"{name} = {value}" for name, value in points.items())]
@@ -83,7 +91,11 @@ def twenty_broken(tmp_path: Path) -> Path:
     """A folder with twenty broken distributions and one good one."""
     for name, body in BROKEN_MODULES.items():
         (tmp_path / f"broken_{name}.py").write_text(body)
-        install(tmp_path, f"broken-{name}".replace("_", "-"), {"nshtrainer.callbacks": {name: f"broken_{name}:Config_"}})
+        install(
+            tmp_path,
+            f"broken-{name}".replace("_", "-"),
+            {"nshtrainer.callbacks": {name: f"broken_{name}:Config_"}},
+        )
     (tmp_path / "good_plugin.py").write_text(GOOD)
     install(tmp_path, "good-plugin", {"nshtrainer.callbacks": {"good": "good_plugin:GoodConfig"}})
     return tmp_path
@@ -158,7 +170,10 @@ def test_malformed_metadata_of_any_distribution_hides_nobody_else(tmp_path: Path
     """A line without `=`, and bytes that are no UTF-8, are the problem of their own distribution."""
     (tmp_path / "good_plugin.py").write_text(GOOD)
     install(tmp_path, "good-plugin", {"nshtrainer.callbacks": {"good": "good_plugin:GoodConfig"}})
-    for dist, text in (("bad-line", b"[nshtrainer.callbacks]\nno equals sign\n"), ("bad-bytes", b"[x]\n\xff = \xfe\n")):
+    for dist, text in (
+        ("bad-line", b"[nshtrainer.callbacks]\nno equals sign\n"),
+        ("bad-bytes", b"[x]\n\xff = \xfe\n"),
+    ):
         info = tmp_path / f"{dist.replace('-', '_')}-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: 1.0\n")
@@ -181,8 +196,14 @@ def test_malformed_metadata_of_any_distribution_hides_nobody_else(tmp_path: Path
 def test_two_distributions_with_one_name_clash_until_one_is_preferred(tmp_path: Path):
     """Neither wins; the error has both; the environment or the config's `prefer` decides."""
     for who in ("alpha", "beta"):
-        (tmp_path / f"{who}_plugin.py").write_text(GOOD.replace('"good"', '"shared"').replace("strength: int = 1", f"who: str = {who!r}"))
-        install(tmp_path, f"{who}-plugin", {"nshtrainer.callbacks": {"shared": f"{who}_plugin:GoodConfig"}})
+        (tmp_path / f"{who}_plugin.py").write_text(
+            GOOD.replace('"good"', '"shared"').replace("strength: int = 1", f"who: str = {who!r}")
+        )
+        install(
+            tmp_path,
+            f"{who}-plugin",
+            {"nshtrainer.callbacks": {"shared": f"{who}_plugin:GoodConfig"}},
+        )
     code = """
         import sys
         from nshtrainer import TrainerConfig, TrainerConfig as T
@@ -195,7 +216,9 @@ def test_two_distributions_with_one_name_clash_until_one_is_preferred(tmp_path: 
         """
     clash = run(code, tmp_path)
     by_environment = run(code, tmp_path, NSHTRAINER_PREFER="shared=beta_plugin")
-    by_config = run(code.replace("sys.argv[1]", "'alpha-plugin'").replace("len(sys.argv) > 1", "True"), tmp_path)
+    by_config = run(
+        code.replace("sys.argv[1]", "'alpha-plugin'").replace("len(sys.argv) > 1", "True"), tmp_path
+    )
 
     assert "'shared' is provided by alpha-plugin 1.0" in clash.stdout
     assert "and by beta-plugin 1.0" in clash.stdout
@@ -242,7 +265,9 @@ def test_a_re_export_and_a_decorator_on_the_same_class_are_no_clash(tmp_path: Pa
         ({"NSHTRAINER_PLUGINS": "good", "NSHTRAINER_DISABLE_PLUGINS": "good"}, False),
     ],
 )
-def test_switches_act_before_import_and_deny_beats_allow(tmp_path: Path, env: dict[str, str], usable: bool):
+def test_switches_act_before_import_and_deny_beats_allow(
+    tmp_path: Path, env: dict[str, str], usable: bool
+):
     """A switched-off plugin is not imported, and using it says which switch it was."""
     (tmp_path / "good_plugin.py").write_text(GOOD)
     install(tmp_path, "good-plugin", {"nshtrainer.callbacks": {"good": "good_plugin:GoodConfig"}})
@@ -290,7 +315,10 @@ def test_a_switch_that_names_nothing_warns_with_the_nearest_name():
     """A misspelt switch would otherwise silently switch nothing off."""
     from nshtrainer import TrainerConfig
 
-    with pytest.warns(UserWarning, match="'nshtrainer-emma', which is not installed; did you mean 'nshtrainer-ema'"):
+    with pytest.warns(
+        UserWarning,
+        match="'nshtrainer-emma', which is not installed; did you mean 'nshtrainer-ema'",
+    ):
         TrainerConfig(plugins={"disable": ["nshtrainer-emma"]})
 
     done = run("import nshtrainer", NSHTRAINER_DISABLE_PLUGINS="nshtrainer-emma")
@@ -301,7 +329,10 @@ def test_a_plugin_made_for_another_core_says_which_side_to_upgrade(tmp_path: Pat
     """When it fails and its requirement on the core is not met, that is the message."""
     (tmp_path / "old_plugin.py").write_text("from nshtrainer import SomethingThatIsGone")
     install(
-        tmp_path, "old-plugin", {"nshtrainer.callbacks": {"old": "old_plugin:OldConfig"}}, requires="nshtrainer-core>=99"
+        tmp_path,
+        "old-plugin",
+        {"nshtrainer.callbacks": {"old": "old_plugin:OldConfig"}},
+        requires="nshtrainer-core>=99",
     )
     done = run(
         """
@@ -324,7 +355,9 @@ def test_required_plugins_are_checked_when_the_config_is_read():
     from nshtrainer import TrainerConfig
 
     assert TrainerConfig(plugins={"require": ["nshtrainer-core>=0.0.1"]})
-    with pytest.raises(ValidationError, match=r"requires acme-callbacks, which is not installed: pip install"):
+    with pytest.raises(
+        ValidationError, match=r"requires acme-callbacks, which is not installed: pip install"
+    ):
         TrainerConfig(plugins={"require": ["acme-callbacks"]})
     with pytest.raises(ValidationError, match=r"requires nshtrainer-core>=99, but .* is installed"):
         TrainerConfig(plugins={"require": ["nshtrainer-core>=99"]})

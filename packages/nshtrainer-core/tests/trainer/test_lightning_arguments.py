@@ -28,13 +28,20 @@ def test_the_fields_are_exactly_lightnings_arguments():
 def test_nothing_is_passed_that_was_not_set():
     """Lightning's defaults, its PL_TRAINER_ variables and barebones mode stay in force."""
     assert lightning_kwargs(TrainerConfig()) == {}
-    assert lightning_kwargs(TrainerConfig(max_epochs=3, fast_dev_run=False)) == {"max_epochs": 3, "fast_dev_run": False}
+    assert lightning_kwargs(TrainerConfig(max_epochs=3, fast_dev_run=False)) == {
+        "max_epochs": 3,
+        "fast_dev_run": False,
+    }
 
 
 def test_every_field_that_is_set_is_passed():
     """U12: `check_val_every_n_epoch` was dropped; false is Lightning's None."""
-    assert lightning_kwargs(TrainerConfig(check_val_every_n_epoch=10)) == {"check_val_every_n_epoch": 10}
-    assert lightning_kwargs(TrainerConfig(check_val_every_n_epoch=False)) == {"check_val_every_n_epoch": None}
+    assert lightning_kwargs(TrainerConfig(check_val_every_n_epoch=10)) == {
+        "check_val_every_n_epoch": 10
+    }
+    assert lightning_kwargs(TrainerConfig(check_val_every_n_epoch=False)) == {
+        "check_val_every_n_epoch": None
+    }
 
 
 @pytest.mark.parametrize(
@@ -59,14 +66,19 @@ def test_every_field_that_is_set_is_passed():
         ("fast_dev_run", True, True),
     ],
 )
-def test_lightnings_spellings_are_taken_and_keep_their_type(field: str, given: object, kept: object):
+def test_lightnings_spellings_are_taken_and_keep_their_type(
+    field: str, given: object, kept: object
+):
     """U9: what Lightning takes is taken here; 1 batch and 1.0 of the batches stay apart."""
     value = getattr(TrainerConfig(**{field: given}), field)
 
     assert value == kept
     assert type(value) is type(kept)
     for format_ in ("yaml", "json", "toml"):
-        again = getattr(TrainerConfig.from_text(TrainerConfig(**{field: given}).to_text(format_), format_), field)
+        again = getattr(
+            TrainerConfig.from_text(TrainerConfig(**{field: given}).to_text(format_), format_),
+            field,
+        )
         assert again == kept
         assert type(again) is type(kept)
 

@@ -68,7 +68,9 @@ def test_a_run_trains_logs_and_records_itself(tmp_path: Path):
 def test_no_secret_reaches_any_file_of_the_run(tmp_path: Path):
     """U19: a token in the config is redacted in the record, the hyper-parameters and the config."""
     secret = "ghp_" + "Zx9" * 12
-    trainer = Trainer(config(tmp_path, meta={"api_token": secret, "url": f"https://me:{secret}@host/x"}))
+    trainer = Trainer(
+        config(tmp_path, meta={"api_token": secret, "url": f"https://me:{secret}@host/x"})
+    )
     trainer.fit(TinyModule(), datamodule=TinyDataModule())
     trainer.save_checkpoint(tmp_path / "x.ckpt")
 
@@ -108,7 +110,9 @@ def test_a_mapping_is_a_config_too(tmp_path: Path):
 
 def test_objects_are_keywords_and_plain_values_belong_in_the_config(tmp_path: Path):
     """A strategy object is taken; max_epochs=3, a typo and a value given twice are refused."""
-    trainer = Trainer(config(tmp_path, loggers=[]), strategy=SingleDeviceStrategy(device=torch.device("cpu")))
+    trainer = Trainer(
+        config(tmp_path, loggers=[]), strategy=SingleDeviceStrategy(device=torch.device("cpu"))
+    )
     assert isinstance(trainer.strategy, SingleDeviceStrategy)
 
     with pytest.raises(TypeError, match=r"max_epochs=3 belongs in the config"):
@@ -117,7 +121,7 @@ def test_objects_are_keywords_and_plain_values_belong_in_the_config(tmp_path: Pa
         Trainer(config(tmp_path), max_epoch=3)
     with pytest.raises(TypeError, match="'strategy' is given twice"):
         Trainer(config(tmp_path, strategy="auto"), strategy=SingleDeviceStrategy())
-    with pytest.raises(TypeError, match="default_root_dir.*directory"):
+    with pytest.raises(TypeError, match=r"default_root_dir.*directory"):
         Trainer(config(tmp_path), default_root_dir=tmp_path)
 
 
@@ -139,7 +143,10 @@ def test_loggers_are_sorted_by_priority_and_a_disabled_one_is_not_made(tmp_path:
     ]
     trainer = Trainer(config(tmp_path, loggers=loggers))
 
-    assert [type(logger).__name__ for logger in trainer.loggers] == ["LateTensorBoardLogger", "MergingCSVLogger"]
+    assert [type(logger).__name__ for logger in trainer.loggers] == [
+        "LateTensorBoardLogger",
+        "MergingCSVLogger",
+    ]
     assert trainer.loggers[0]._prefix == "tb"
 
 
@@ -164,7 +171,9 @@ def test_what_is_logged_at_one_step_is_one_row(tmp_path: Path):
 
     class Extra(Callback):
         def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
-            trainer.logger.log_metrics({"extra": 1.0}, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+            trainer.logger.log_metrics(
+                {"extra": 1.0}, step=trainer.fit_loop.epoch_loop._batches_that_stepped
+            )
 
     trainer = Trainer(config(tmp_path, max_epochs=1), callbacks=[Extra()])
     trainer.fit(TinyModule(), datamodule=TinyDataModule())
@@ -189,7 +198,9 @@ def test_the_configs_checkpoint_counts_for_one_fit(tmp_path: Path):
     start.fit(TinyModule(), datamodule=TinyDataModule())
     start.save_checkpoint(tmp_path / "start.ckpt")
     module = TinyModule()
-    trainer = Trainer(config(tmp_path, max_epochs=2, loggers=[], ckpt_path=str(tmp_path / "start.ckpt")))
+    trainer = Trainer(
+        config(tmp_path, max_epochs=2, loggers=[], ckpt_path=str(tmp_path / "start.ckpt"))
+    )
     trainer.fit(module, datamodule=TinyDataModule())
     trained = [p.detach().clone() for p in module.parameters()]
 
@@ -222,7 +233,9 @@ def test_nothing_is_saved_when_no_checkpoint_callback_was_asked_for(tmp_path: Pa
     assert list(tmp_path.rglob("*.ckpt")) == []
 
 
-def test_lightnings_environment_variables_stay_in_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_lightnings_environment_variables_stay_in_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """`PL_TRAINER_*` fills what the config leaves open, and only that."""
     monkeypatch.setenv("PL_TRAINER_MAX_EPOCHS", "7")
     monkeypatch.setenv("PL_TRAINER_LOG_EVERY_N_STEPS", "3")
@@ -235,7 +248,11 @@ def test_lightnings_environment_variables_stay_in_force(tmp_path: Path, monkeypa
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log:UserWarning")
 def test_barebones_runs(tmp_path: Path):
     """Lightning refuses loggers and bars there, so none is passed."""
-    trainer = Trainer(TrainerConfig(barebones=True, max_epochs=1, accelerator="cpu", directory={"project_root": tmp_path}))
+    trainer = Trainer(
+        TrainerConfig(
+            barebones=True, max_epochs=1, accelerator="cpu", directory={"project_root": tmp_path}
+        )
+    )
     trainer.fit(TinyModule(), datamodule=TinyDataModule())
 
     assert trainer.global_step == 4
@@ -262,7 +279,7 @@ def test_the_record_survives_an_exception_and_says_so(tmp_path: Path):
             return super().training_step(batch, batch_idx)
 
     trainer = Trainer(config(tmp_path))
-    with pytest.raises(RuntimeError, match="^mine$"):
+    with pytest.raises(RuntimeError, match=r"^mine$"):
         trainer.fit(Dies(), datamodule=TinyDataModule())
     record = json.loads((trainer.config.run.directory.root / "run.json").read_text())
 
@@ -289,7 +306,9 @@ def test_an_evaluation_after_another_stage_keeps_what_was_recorded(tmp_path: Pat
     trainer.validate(module, datamodule=TinyDataModule(), verbose=False)
     trainer.test(module, datamodule=TinyDataModule(), verbose=False)
 
-    assert json.loads((trainer.config.run.directory.root / "run.json").read_text()) == json.loads(first)
+    assert json.loads((trainer.config.run.directory.root / "run.json").read_text()) == json.loads(
+        first
+    )
     assert len(first) < 100_000
 
 
@@ -315,7 +334,11 @@ def test_all_ranks_share_one_run(tmp_path: Path, launcher: str):
     """U18: without an id in the config, both ranks get the one that rank zero made: one run folder."""
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(RANKS))
-    command = [sys.executable] if launcher == "lightning" else [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command = (
+        [sys.executable]
+        if launcher == "lightning"
+        else [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    )
     done = subprocess.run(
         [*command, str(script), str(tmp_path / "out")],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False,

@@ -181,15 +181,15 @@ def test_a_run_resumed_from_its_own_checkpoint_stops_where_it_would_have(
     assert resumed == whole
 
 
-def test_a_training_metric_lost_with_the_interrupted_epoch_is_waited_for(make, tmp_path):
-    """Saved after the last batch: what that epoch logged is gone, which is not an error."""
+def test_a_metric_lost_with_the_interrupted_epoch_is_waited_for(make, tmp_path):
+    """Saved at validation end, resumed: what that epoch logged is gone, which is not an error."""
     metric = MetricConfig(name="train/loss", mode="min")
 
     def run(epochs: int, path: Path | None = None) -> EarlyStoppingCallback:
         stopper = EarlyStoppingCallback(metric=metric, patience=9)
-        saver = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=2)
+        saver = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, save_on_train_epoch_end=False)
         trainer = make["trainer"](stopper, saver, max_epochs=epochs, enable_checkpointing=True)
-        trainer.fit(make["model"](lr=0.01), make["loader"](2), ckpt_path=path)
+        trainer.fit(make["model"](lr=0.01), make["loader"](2), make["loader"](1), ckpt_path=path)
         return stopper
 
     assert torch.isfinite(run(1).best_score)

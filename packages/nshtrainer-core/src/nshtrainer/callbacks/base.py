@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import AfterValidator, Field, field_validator
 from pydantic._internal._model_construction import ModelMetaclass
-from typing_extensions import dataclass_transform
 from pydantic_core import PydanticCustomError
+from typing_extensions import dataclass_transform
 
 from nshtrainer.config import Config
 from nshtrainer.plugins import catalogue

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nshtrainer.errors import ConfigError
+from nshtrainer.errors import ConfigError, NshTrainerError
 from nshtrainer.plugins.catalogue import install_command
 from nshtrainer.trainer.config import TrainerConfig
 
@@ -27,7 +27,7 @@ __all__ = ["demo"]
     "--config",
     "config_file",
     type=click.Path(path_type=Path),
-    help="Run this YAML, JSON or TOML file instead.",
+    help="Make a new run with this YAML, JSON or TOML file.",
 )
 @click.option(
     "--write-config",
@@ -42,7 +42,6 @@ __all__ = ["demo"]
     "--dir",
     "root",
     type=click.Path(path_type=Path, file_okay=False),
-    default=Path(),
     help="Where to make nshtrainer_logs; the current folder by default.",
 )
 def demo(
@@ -50,15 +49,15 @@ def demo(
     write_config: Path | None,
     resume: bool,
     epochs: int | None,
-    root: Path,
+    root: Path | None,
 ) -> None:
     """Train a small CNN on handwritten digits: a real run, under a minute on two cores."""
-    root = root.absolute()
+    root = None if root is None else root.absolute()
     missing: dict[str, str] = {}
     if resume:
-        config = _newest_run(root)
+        config = _newest_run(root or Path.cwd())
     elif config_file is not None:
-        config = TrainerConfig.from_file(config_file)
+        config = TrainerConfig.from_file(config_file).reset_run()
     else:
         config, missing = demo_config(root)
     if epochs is not None:
@@ -84,7 +83,10 @@ def _newest_run(root: Path) -> TrainerConfig:
     """
     records = (root / "nshtrainer_logs").glob("*/config.yaml")
     for path in sorted(records, key=lambda p: p.stat().st_mtime_ns, reverse=True):
-        config = TrainerConfig.from_file(path)
+        try:
+            config = TrainerConfig.from_file(path)
+        except NshTrainerError:
+            continue  # another program's run; what it needs may not be installed here
         if config.project == "nshtrainer-demo":
             return config.replace(ckpt_path="last")
     raise ConfigError(f"there is no run of the demo in {root}; start one with `nshtrainer demo`")
@@ -103,6 +105,11 @@ def _train(config: TrainerConfig) -> None:
         warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning, on a recent torch
         trainer, model, data = Trainer(config), DigitsModel(), DigitsData()
         trainer.fit(model, datamodule=data)
+        if "val_acc" not in trainer.callback_metrics:
+            raise ConfigError(
+                f"nothing was trained: the run has its {trainer.current_epoch} epochs already; "
+                f"go on with `nshtrainer demo --resume --epochs {trainer.current_epoch + 5}`"
+            )
         score = float(trainer.callback_metrics["val_acc"])
         again = _validate_best(trainer, model, data)
     _report(trainer, score, again)
@@ -132,8 +139,11 @@ def _report(trainer: Trainer, score: float, again: tuple[float, float] | None) -
     click.echo(f"run {trainer.config.run.id}: {directory.root}")
     for label, path in _places(directory.root):
         click.echo(f"  {label:<12}{path.relative_to(directory.root)}")
+    root = trainer.config.directory.project_root
+    where = "" if root is None else f" --dir {root}"
     if again is not None:
-        click.echo(f"train on:      nshtrainer demo --resume --epochs {trainer.current_epoch + 5}")
+        epochs = trainer.current_epoch + 5
+        click.echo(f"train on:      nshtrainer demo --resume --epochs {epochs}{where}")
     click.echo(f"the same run:  nshtrainer demo --config {directory.root / 'config.yaml'}")
 
 

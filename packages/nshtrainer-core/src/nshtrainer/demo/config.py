@@ -14,7 +14,7 @@ __all__ = ["demo_config"]
 
 _SLOTS: dict[str, dict[str, Any]] = {
     "checkpoint_saving": {},
-    "early_stopping": {"patience": 5},
+    "early_stopping": {"patience": 10},
     "lr_monitor": {},
     "log_epoch": {},
     "log_norms": {"log_grad_norm": True, "log_param_norm": True},
@@ -31,11 +31,13 @@ _CALLBACKS: dict[str, dict[str, Any]] = {
 _LOGGERS: dict[str, dict[str, Any]] = {"csv": {}, "wandb": {"offline": True, "log_code": None}}
 
 
-def demo_config(project_root: Path, max_epochs: int = 15) -> tuple[TrainerConfig, dict[str, str]]:
+def demo_config(
+    project_root: Path | None = None, max_epochs: int = 15
+) -> tuple[TrainerConfig, dict[str, str]]:
     """The configuration of the demo.
 
     Args:
-        project_root: Where `nshtrainer_logs` is made.
+        project_root: Where `nshtrainer_logs` is made; None is the current folder.
         max_epochs: How long to train at most.
 
     Returns:

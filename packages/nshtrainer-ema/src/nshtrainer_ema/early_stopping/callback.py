@@ -78,7 +78,6 @@ class EarlyStoppingCallback(
     def _is_new(self) -> None:
         self._logged_by_validation = False
         self._validated = False
-        self._epoch_is_partial = False
         self._warned = False
 
     @property
@@ -119,8 +118,6 @@ class EarlyStoppingCallback(
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # What a resumed epoch logged before it was interrupted is not in the file.
-        self._epoch_is_partial = trainer.ckpt_path is not None
         no_rate = largest_learning_rate(trainer.optimizers) is None
         if self._floor is not None and no_rate and trainer.is_global_zero:
             log.warning(
@@ -145,12 +142,13 @@ class EarlyStoppingCallback(
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        partial, self._epoch_is_partial = self._epoch_is_partial, False
         if self._should_skip_check(trainer) or self._logged_by_validation:
             return
         if _on_any_rank(trainer, self.monitor in trainer.callback_metrics):
             self._run_early_stopping_check(trainer)
-        elif not partial and (self._validated or not trainer.enable_validation):
+        elif self._validated or not trainer.enable_validation:
+            # Else wait: there may be no validation in this epoch, or, in a run that is resumed from
+            # a save at its end, none is left; what it and the epoch logged is not in the file.
             self._report_missing(trainer)
 
     @override

@@ -143,8 +143,6 @@ class ActSaveCallback(ConfiguredCallback[ActSaveConfig]):
 
 
 def _act_save() -> Any:
-    from nshutils.actsave import (  # pyright: ignore[reportMissingImports] -- an extra
-        ActSave,  # pyright: ignore[reportUnknownVariableType] -- as above
-    )
+    from nshutils.actsave import ActSave  # pyright: ignore[reportMissingTypeStubs] -- an extra
 
-    return ActSave  # pyright: ignore[reportUnknownVariableType] -- as above
+    return ActSave

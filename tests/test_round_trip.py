@@ -1,18 +1,32 @@
-"""Hypothesis strategies over every configuration that is installed, valid ones and junk."""
+"""Round trips: any valid `TrainerConfig` comes back unchanged from files, pickle and copies."""
 
 from __future__ import annotations
 
+import copy
 import enum
+import pickle
 import string
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import BaseModel, Field
 
-from nshtrainer import CallbackConfigBase, Config, TrainerConfig
-from nshtrainer.configs import MetricConfig
+from nshtrainer import (
+    CallbackConfigBase,
+    Config,
+    ConfigFileError,
+    TrainerConfig,
+    callback_registry,
+    logger_registry,
+)
+from nshtrainer.trainer.config import SLOTS
+
+quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+deep = settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
 
 # ---- a third-party callback --------------------------------------------------------------------
 
@@ -65,7 +79,9 @@ AMBIGUOUS = (
 texts = st.sampled_from(AMBIGUOUS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 filled = texts.filter(lambda t: t.strip())
 file_names = st.text(string.ascii_letters + string.digits + "_-", min_size=1, max_size=20)
-paths = st.sampled_from([".", "a", "/a/b", "a b/c", "on", "~", "1e5", "null", "ä/ö", "a\nb", "2020-01-01"]).map(Path)
+paths = st.sampled_from(
+    [".", "a", "/a/b", "a b/c", "on", "~", "1e5", "null", "ä/ö", "a\nb", "2020-01-01"]
+).map(Path)
 int64 = st.integers(-(2**63) + 1, 2**63 - 1)
 positive = st.integers(1, 2**63 - 1) | st.integers(1, 20)
 non_negative = st.integers(0, 2**63 - 1) | st.integers(0, 20)
@@ -76,11 +92,17 @@ fractions = st.floats(0, 1)
 durations = st.timedeltas(min_value=timedelta(microseconds=1), max_value=timedelta(days=10_000))
 labels = file_names | st.sampled_from(["on", "1e5", "null", "1.0", "no"])
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**80), 2**80) | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**80), 2**80)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=8,
 )
-metrics = st.fixed_dictionaries({"name": filled.map(str.strip).filter(bool), "mode": st.sampled_from(["min", "max"])})
+metrics = st.fixed_dictionaries(
+    {"name": filled.map(str.strip).filter(bool), "mode": st.sampled_from(["min", "max"])}
+)
 templates = st.sampled_from(["{epoch}", "{step:05d}-x", "{{a}}", "on", "{val/loss:.3f}", "1e5"])
 norms = st.booleans() | positive_reals | st.sampled_from(["2", "inf"])
 actions = st.sampled_from(["ignore", "warn", "raise", True, False])
@@ -93,7 +115,12 @@ def maybe(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 metadata = st.fixed_dictionaries(
-    {}, optional={"priority": int64, "ignore_if_exists": st.booleans(), "enabled_for_barebones": st.booleans()}
+    {},
+    optional={
+        "priority": int64,
+        "ignore_if_exists": st.booleans(),
+        "enabled_for_barebones": st.booleans(),
+    },
 )
 COMMON = {"metadata": metadata, "label": maybe(labels), "added_by": maybe(texts)}
 _checkpoint = {"dirpath": maybe(paths), "filename": maybe(templates)}
@@ -174,7 +201,9 @@ LOGGERS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 REQUIRED = {"ema": {"decay"}, "early_stopping": {"patience"}, "gradient_skipping": {"threshold"}}
 
 
-def options(name: str, table: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
+def options(
+    name: str, table: dict[str, st.SearchStrategy[Any]]
+) -> st.SearchStrategy[dict[str, Any]]:
     """A mapping that validates as the config called *name*."""
     needed = {k: v for k, v in table.items() if k in REQUIRED.get(name, ())}
     others = {k: v for k, v in table.items() if k not in needed}
@@ -186,7 +215,9 @@ def callback(name: str) -> st.SearchStrategy[dict[str, Any]]:
     found = options(name, {**COMMON, **OPTIONS[name]})
     if name != "checkpoint_saving":
         return found
-    inner = st.sampled_from(["best_checkpoint", "last_checkpoint", "on_exception_checkpoint"]).flatmap(callback)
+    inner = st.sampled_from(
+        ["best_checkpoint", "last_checkpoint", "on_exception_checkpoint"]
+    ).flatmap(callback)
     held = st.fixed_dictionaries({}, optional={"checkpoint_callbacks": st.lists(inner, max_size=3)})
     return st.builds(lambda a, b: {**a, **b}, found, held)
 
@@ -205,12 +236,6 @@ def logger(name: str) -> st.SearchStrategy[dict[str, Any]]:
 any_callback = st.sampled_from(sorted(OPTIONS)).flatmap(callback)
 any_logger = st.sampled_from(sorted(LOGGERS)).flatmap(logger)
 
-SLOT_NAMES = {
-    "checkpoint_saving": "checkpoint_saving", "early_stopping": "early_stopping", "lr_monitor": "learning_rate_monitor",
-    "log_epoch": "log_epoch", "log_norms": "norm_logging", "shared_parameters": "shared_parameters",
-    "auto_set_debug_flag": "debug_flag", "auto_validate_metrics": "metric_validation",
-}  # fmt: skip
-
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "id": maybe(st.sampled_from(["a", "1e5", "null", "on", "2020-01-01", "0x10", "_x"])),
     "name": texts | st.lists(texts, max_size=3),
@@ -225,7 +250,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
         "prefer": st.dictionaries(file_names, file_names, max_size=2), "defaults": st.lists(file_names, max_size=2),
         "require": st.just(["nshtrainer-core"]),
     }),
-    **{slot: st.sampled_from([None, False]) | callback(name) for slot, name in SLOT_NAMES.items()},
+    **{slot: st.sampled_from([None, False]) | callback(name) for slot, name in SLOTS.items()},
     "set_float32_matmul_precision": st.sampled_from(["medium", "high", "highest", None]),
     "accelerator": maybe(texts), "strategy": maybe(texts),
     "devices": maybe(positive | st.sampled_from(["auto", "all", "-1", "0,1", -1]) | st.lists(st.integers(0, 8), min_size=1)),
@@ -250,7 +275,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
 }  # fmt: skip
 """The fields of `TrainerConfig`; a test says that none is missing."""
 
-_CHANGING = ("meta", "callbacks", "loggers", "name", "notes", *SLOT_NAMES)
+_CHANGING = ("meta", "callbacks", "loggers", "name", "notes", *SLOTS)
 
 
 @st.composite
@@ -269,6 +294,155 @@ def trainer_configs() -> st.SearchStrategy[TrainerConfig]:
     return trainer_data().map(TrainerConfig.model_validate)
 
 
-def metric_of(data: dict[str, Any]) -> MetricConfig:
-    """The metric that *data* describes."""
-    return MetricConfig.model_validate(data)
+# ---- tests -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _paint():
+    callback_registry.register(PaintCallbackConfig)
+    yield
+    callback_registry.unregister("paint")
+
+
+def typed(value: Any) -> Any:
+    """*value* with the types of all its parts, so that True, 1 and 1.0 differ, and -0.0 and 0.0."""
+    if isinstance(value, BaseModel):
+        value = {name: getattr(value, name) for name in type(value).model_fields}
+    if isinstance(value, dict):
+        return [(k, typed(v)) for k, v in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [type(value), *map(typed, value)]
+    return type(value), repr(value) if isinstance(value, float) else value
+
+
+def assert_same(back: TrainerConfig, config: TrainerConfig) -> None:
+    assert back == config
+    assert typed(back) == typed(config)
+
+
+def survives_text(config: TrainerConfig, format_: str) -> None:
+    text = config.to_text(format_)
+    back = TrainerConfig.from_text(text, format_)
+    assert_same(back, config)
+    assert back.to_text(format_) == text
+
+
+def survives_everything(config: TrainerConfig) -> None:
+    for format_ in ("yaml", "json"):
+        survives_text(config, format_)
+    try:
+        survives_text(config, "toml")
+    except ConfigFileError as error:
+        assert "is null, which TOML cannot say; write the configuration as YAML or JSON" in str(
+            error
+        )
+    for back in (
+        pickle.loads(pickle.dumps(config)),
+        copy.deepcopy(config),
+        config.revalidated(),
+        config.replace(),
+        TrainerConfig.model_validate(config.model_dump()),
+        TrainerConfig.model_validate_json(config.model_dump_json()),
+    ):
+        assert_same(back, config)
+
+
+@quick
+@given(trainer_configs())
+def test_any_config_survives_files_pickle_and_copies(config: TrainerConfig):
+    """YAML, JSON, pickle, deepcopy and dumps give it back, to the type; TOML too unless a null is lost."""
+    survives_everything(config)
+
+
+@pytest.mark.slow
+@deep
+@given(trainer_configs())
+def test_thousands_of_configs_survive(config: TrainerConfig):
+    """The same, searched for longer."""
+    survives_everything(config)
+
+
+@pytest.mark.parametrize("text", AMBIGUOUS, ids=range(len(AMBIGUOUS)))
+def test_words_that_formats_take_for_something_else_stay_text(text: str):
+    """Text is text as a value and as a key, in every format, whatever a parser may see in it."""
+    config = TrainerConfig(
+        project=text, notes=[text, text], meta={text: text, "list": [text, {text: [text]}]}, callbacks=[
+            {"name": "paint", "words": {text: [text]}, "either": text, "pair": (1, text)}
+        ]
+    )  # fmt: skip
+
+    for format_ in ("yaml", "json", "toml"):
+        survives_text(config, format_)
+
+
+@pytest.mark.parametrize("format_", ["yaml", "json", "toml"])
+def test_files_on_disk_survive_too(tmp_path: Path, format_: str):
+    """`to_file` and `from_file` agree with the text, on every character that text may hold."""
+    config = TrainerConfig(notes=list(AMBIGUOUS), max_time=timedelta(hours=1), loggers=[])
+    path = config.to_file(tmp_path / "deep" / f"run.{format_}")
+
+    assert_same(TrainerConfig.from_file(path), config)
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS))
+def test_every_option_of_a_callback_survives(name: str):
+    """Each callback, alone in a config, with options of all kinds."""
+
+    @settings(quick, max_examples=15)
+    @given(callback(name))
+    def survives(data: dict[str, Any]) -> None:
+        config = TrainerConfig(**dict.fromkeys(SLOTS), loggers=[], callbacks=[data])
+        for format_ in ("yaml", "json"):
+            survives_text(config, format_)
+        assert_same(pickle.loads(pickle.dumps(config)), config)
+
+    survives()
+
+
+def test_no_installed_callback_logger_or_field_is_left_out():
+    """A new callback, logger, option or field must be put into the tables of this file."""
+    common = {"name", *COMMON}
+    callbacks = {n: set(c.model_fields) - common for n, c in callback_registry.load_all().items()}
+    loggers = {n: set(c.model_fields) for n, c in logger_registry.load_all().items()}
+
+    callbacks["checkpoint_saving"] -= {"checkpoint_callbacks"}
+    assert callbacks == {n: set(table) for n, table in OPTIONS.items()}
+    base = {"name", "enabled", "priority", "log_dir"}
+    assert loggers.pop("wandb") - {"watch", "log_code"} == {*LOGGERS["wandb"], *base}
+    assert loggers == {n: {*LOGGERS[n], *base} for n in ("csv", "tensorboard")}
+    assert set(TrainerConfig.model_fields) == set(FIELDS)
+
+
+def test_the_json_schema_names_every_installed_callback_and_logger():
+    """The schema that editors and sweeps read is a choice over all names, in both modes."""
+    for mode in ("validation", "serialization"):
+        schema = TrainerConfig.model_json_schema(mode=mode)
+
+        for field, registry in (("callbacks", callback_registry), ("loggers", logger_registry)):
+            items = schema["properties"][field]["items"]
+            assert sorted(items["discriminator"]["mapping"]) == sorted(registry.load_all())
+            for reference in items["discriminator"]["mapping"].values():
+                assert reference.removeprefix("#/$defs/") in schema["$defs"]
+
+
+def test_toml_says_where_it_would_lose_a_null():
+    """A null in a list or mapping, or where the default is another value, is an error with its place."""
+    for config, place in (
+        (TrainerConfig(meta={"a": [1, None]}), r"meta\.a\[1\]"),
+        (TrainerConfig(meta={"a": {"b": None}}), r"meta\.a\.b"),
+        (TrainerConfig(callbacks=[{"name": "wandb_watch", "log": None}]), r"callbacks\[0\]\.log"),
+    ):
+        with pytest.raises(
+            ConfigFileError,
+            match=rf"^{place} is null, which TOML cannot say; write .* as YAML or JSON",
+        ):
+            config.to_text("toml")
+
+
+def test_a_slot_that_is_off_survives_toml():
+    """`None` in a slot that is on by default is written as `false`, and read as None."""
+    config = TrainerConfig(lr_monitor=None, checkpoint_saving=None)
+    text = config.to_text("toml")
+
+    assert "lr_monitor = false" in text
+    assert_same(TrainerConfig.from_text(text, "toml"), config)

@@ -1,0 +1,40 @@
+"""Every callback of the package keeps what nshtrainer promises of callbacks."""
+
+from __future__ import annotations
+
+from importlib.metadata import distribution
+
+from nshtrainer.metric import MetricConfig
+from nshtrainer.testing import CallbackConformance
+from nshtrainer_checkpoint import (
+    BestCheckpointCallbackConfig,
+    CheckpointSavingConfig,
+    LastCheckpointCallbackConfig,
+    OnExceptionCheckpointCallbackConfig,
+)
+
+
+class TestBestCheckpoint(CallbackConformance):
+    config = BestCheckpointCallbackConfig(metric=MetricConfig(name="val_loss", mode="min"), topk=2)
+
+
+class TestLastCheckpoint(CallbackConformance):
+    config = LastCheckpointCallbackConfig(topk=2)
+
+
+class TestOnExceptionCheckpoint(CallbackConformance):
+    config = OnExceptionCheckpointCallbackConfig()
+
+
+class TestCheckpointSaving(CallbackConformance):
+    config = CheckpointSavingConfig()
+    trainer_fields = {"primary_metric": {"name": "val_loss", "mode": "min"}}
+
+
+def test_every_callback_of_the_package_is_tested_here():
+    """A callback that is added to the entry points is added to this file."""
+    points = distribution("nshtrainer-checkpoint").entry_points
+    names = {point.name for point in points.select(group="nshtrainer.callbacks")}
+    tested = [c for c in CallbackConformance.__subclasses__() if c.__module__ == __name__]
+
+    assert {c.config.name for c in tested} == names
