@@ -30,6 +30,7 @@ class SavingModule(TinyModule):
 @pytest.mark.skipif(find_spec("nshutils") is None, reason="the extra actsave is not installed")
 class TestActSave(CallbackConformance):
     config = ActSaveConfig()
+    syncs_every_step = True  # what is stored is copied to the host
 
     def module(self):
         return SavingModule()
@@ -38,12 +39,34 @@ class TestActSave(CallbackConformance):
         return SavingModule(optimizers=2)
 
 
-class TestWandbUploadCode(CallbackConformance):
+class WithWandb(CallbackConformance):
+    """Callbacks that do nothing without a W&B logger; not collected by itself."""
+
+    def logger(self, config):
+        return WandbLoggerConfig(offline=True).create_logger(config)
+
+
+class TestWandbUploadCode(WithWandb):
     config = WandbUploadCodeCallbackConfig()
 
+    @pytest.fixture(autouse=True)
+    def _code(self, project):
+        (project / "train.py").write_text("print('hello')")
 
-class TestWandbWatch(CallbackConformance):
+
+class TestWandbWatch(WithWandb):
     config = WandbWatchCallbackConfig(log="all", log_freq=1)
+    syncs_every_step = True  # it records at every batch here; see below for the others
+
+
+def test_watch_adds_no_host_sync_between_records(tmp_path):
+    """Only the batches that `log_freq` asks for wait for the device."""
+
+    class Rarely(TestWandbWatch):
+        config = WandbWatchCallbackConfig(log="all", log_freq=1000)
+        syncs_every_step = False
+
+    Rarely().test_adds_no_host_sync(tmp_path)
 
 
 class TestWandbLogger(LoggerConformance):
@@ -58,6 +81,9 @@ def test_everything_in_the_package_is_tested_here():
         ("nshtrainer.callbacks", CallbackConformance),
         ("nshtrainer.loggers", LoggerConformance),
     ):
-        tested = [c for c in kit.__subclasses__() if c.__module__ == __name__]
+        classes = [c for c in globals().values() if isinstance(c, type) and issubclass(c, kit)]
+        names = {
+            c.config.name for c in classes if c.__module__ == __name__ and hasattr(c, "config")
+        }
 
-        assert {c.config.name for c in tested} == {p.name for p in points.select(group=group)}
+        assert names == {p.name for p in points.select(group=group)}

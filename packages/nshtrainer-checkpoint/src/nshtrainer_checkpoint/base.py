@@ -134,6 +134,8 @@ class CheckpointCallback(ModelCheckpoint):
     @override
     def state_dict(self) -> dict[str, Any]:
         """Plain data; what to do comes from the configuration, never from a checkpoint."""
+        if (untouched := self.writer.untouched_state) is not None:
+            return untouched
         score = self.best_model_score
         return {
             **self.writer.state_dict(),

@@ -86,7 +86,8 @@ class OnExceptionCheckpointCallback(Checkpoint):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return self.writer.state_dict()
+        untouched = self.writer.untouched_state
+        return self.writer.state_dict() if untouched is None else untouched
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

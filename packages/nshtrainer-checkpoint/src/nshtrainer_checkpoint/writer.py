@@ -78,6 +78,7 @@ class Writer:
         self.start_step: int | None = None
         """Steps made before this fit; None before it starts."""
         self._loaded: dict[str, Any] = {}
+        self._has_begun = True
         self._parent: Path | None = None
         self._reader = SidecarReader()
         self._started = time.monotonic()
@@ -134,7 +135,8 @@ class Writer:
                     f"{self.folder}; give one of them a `label` or its own `dirpath`"
                 )
         if stage == "fit":
-            self._loaded = {}  # of an earlier fit; a checkpoint's state comes after `setup`
+            # Of an earlier fit; a checkpoint's state comes after `setup`.
+            self._loaded, self._has_begun = {}, True
             driver.attach(trainer, self.identity).enable_saving(trainer)
             if trainer.is_global_zero and self.folder.is_dir():
                 with contextlib.suppress(OSError):  # clearing up is no reason to fail
@@ -163,6 +165,7 @@ class Writer:
     def begin(self, trainer: Trainer) -> None:
         """Find out, when training starts, which checkpoints are on its way."""
         self._started = time.monotonic()
+        self._has_begun = True
         self.start_step = trainer.global_step
         writers = writers_of(trainer)
         present = [(r.attempt, r.step) for w in writers if w._parent for r in w.present()]
@@ -192,6 +195,11 @@ class Writer:
         """Time spent training in this and the resumed processes, by a clock that is never set."""
         return self._seconds_before + time.monotonic() - self._started
 
+    @property
+    def untouched_state(self) -> dict[str, Any] | None:
+        """What was loaded, until training starts from it; to be saved again as it is."""
+        return None if self._has_begun else dict(self._loaded)
+
     def state_dict(self) -> dict[str, Any]:
         """Return plain data for a checkpoint."""
         state = self.lineage.to_state() if self.lineage else {}
@@ -199,7 +207,7 @@ class Writer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` made."""
-        self._loaded = dict(state)
+        self._loaded, self._has_begun = dict(state), False
         with contextlib.suppress(TypeError, ValueError):
             self._seconds_before = float(state.get("train_seconds", 0.0))
 

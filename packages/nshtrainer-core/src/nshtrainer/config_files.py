@@ -318,8 +318,12 @@ def _dump_toml(config: Config) -> str:
 def dump_yaml(data: Any) -> str:
     """*data* as YAML 1.2, in the order given, in block style."""
     from ruamel.yaml import YAML
+    from ruamel.yaml.representer import SafeRepresenter
 
+    representer: Any = type("Representer", (SafeRepresenter,), {})  # the class of all is left alone
+    representer.add_representer(str, _yaml_text)
     yaml: Any = YAML(typ="safe", pure=True)
+    yaml.Representer = representer
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False
     yaml.width = 100
@@ -329,6 +333,12 @@ def dump_yaml(data: Any) -> str:
     return buffer.getvalue()
 
 
+def _yaml_text(representer: Any, text: str) -> Any:
+    """Line breaks and what cannot be seen stand in double quotes, where they have escapes."""
+    style = None if text.isprintable() else '"'
+    return representer.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
 def _without_null(config: BaseModel, data: dict[str, Any], loc: tuple[int | str, ...]) -> Any:
     """TOML has no null: leave out what is null by default, write `false` for an optional slot."""
     out: dict[str, Any] = {}
@@ -336,13 +346,21 @@ def _without_null(config: BaseModel, data: dict[str, Any], loc: tuple[int | str,
         field = type(config).model_fields.get(key)
         if value is not None:
             out[key] = _toml_value(getattr(config, key, None), value, (*loc, key))
-        elif field is not None and field.get_default(call_default_factory=False) is not None:
-            out[key] = None
-        elif field is not None and field.default_factory is not None:
-            out[key] = False  # a slot that is on by default, switched off
-        if key in out and out[key] is None:
-            raise _null_error((*loc, key))
+        elif field is not None and (field.default is not None or field.default_factory is not None):
+            if not _reads_false_as_null(config, key):
+                raise _null_error((*loc, key))
+            out[key] = False
     return out
+
+
+def _reads_false_as_null(config: BaseModel, field: str) -> bool:
+    """Whether false is a way to write null there, as in the slots of a `TrainerConfig`."""
+    probe = config.model_copy()
+    try:
+        type(config).__pydantic_validator__.validate_assignment(probe, field, False)
+    except ValidationError:
+        return False
+    return getattr(probe, field) is None
 
 
 def _toml_value(live: Any, value: Any, loc: tuple[int | str, ...]) -> Any:

@@ -192,6 +192,20 @@ def test_a_second_session_of_a_run_adds_rows_and_loses_none(tmp_path: Path):
     assert len([r for r in rows(trainer) if r["val_loss"]]) == 2
 
 
+def test_a_resumed_run_has_one_row_for_each_step(tmp_path: Path):
+    """What a session logged after its last checkpoint, before it was killed, is not there twice."""
+    first = Trainer(config(tmp_path, id="one", max_epochs=1))
+    first.fit(TinyModule(), datamodule=TinyDataModule())
+    first.save_checkpoint(tmp_path / "x.ckpt")
+    lost = Trainer(config(tmp_path, id="one", max_epochs=3, ckpt_path=str(tmp_path / "x.ckpt")))
+    lost.fit(TinyModule(), datamodule=TinyDataModule())
+    again = Trainer(config(tmp_path, id="one", max_epochs=2, ckpt_path=str(tmp_path / "x.ckpt")))
+    again.fit(TinyModule(), datamodule=TinyDataModule())
+    steps = [int(r["step"]) for r in rows(again)]
+
+    assert steps == list(range(8))
+
+
 def test_the_configs_checkpoint_counts_for_one_fit(tmp_path: Path):
     """U11: it is not loaded over the weights by test() or a second fit()."""
     start = Trainer(config(tmp_path, max_epochs=1, loggers=[]))

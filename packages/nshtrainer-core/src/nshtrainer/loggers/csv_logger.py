@@ -69,6 +69,18 @@ class MergingWriter(ExperimentWriter):
         self._write(self.metrics)
         self.metrics = []
 
+    def rewind(self, step: int) -> None:
+        """Drop the rows from *step* on: a killed session wrote them after its last checkpoint."""
+        self.flush()
+        path = Path(self.metrics_file_path)
+        if not path.is_file():
+            return
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        kept = [row for row in rows if int(row["step"] or 0) < step]
+        if len(kept) < len(rows):
+            atomic_write_text(path, self._text(kept, header=True))
+
     def _write(self, rows: list[dict[str, float]]) -> None:
         self._written_at = time.monotonic()
         if not rows:
@@ -140,6 +152,12 @@ class MergingCSVLogger(CSVLogger):
         if self._experiment is None:
             self._experiment = MergingWriter(self.log_dir, self._flush_logs_every_n_steps)
         return self._experiment  # pyright: ignore[reportReturnType] -- Lightning types the attribute with Fabric's class
+
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Drop the rows from *step* on, which a session that was killed left behind."""
+        writer: Any = self.experiment  # pyright: ignore[reportUnknownMemberType] -- the decorator is untyped
+        writer.rewind(step)
 
     @override
     @rank_zero_only

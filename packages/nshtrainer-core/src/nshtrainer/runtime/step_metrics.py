@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
     from lightning.pytorch import Trainer
 
-__all__ = ["NoDriverError", "StepMetrics", "fetch", "is_logging_step", "log_step_metrics"]
+__all__ = [
+    "NoDriverError",
+    "StepMetrics",
+    "batches_that_stepped",
+    "fetch",
+    "is_logging_step",
+    "log_step_metrics",
+]
 
 
 class NoDriverError(NshTrainerError, RuntimeError):
@@ -44,7 +51,7 @@ def is_logging_step(trainer: Trainer) -> bool:
     every = cast("int", trainer.log_every_n_steps)  # pyright: ignore[reportAttributeAccessIssue] -- as above
     if every == 0:
         return False
-    return (_batches_that_stepped(trainer) + 1) % every == 0 or trainer.should_stop
+    return (batches_that_stepped(trainer) + 1) % every == 0 or trainer.should_stop
 
 
 def log_step_metrics(
@@ -179,7 +186,7 @@ def _batch(trainer: Trainer) -> int:
     return trainer.fit_loop.epoch_loop.batch_progress.total.ready
 
 
-def _batches_that_stepped(trainer: Trainer) -> int:
+def batches_that_stepped(trainer: Trainer) -> int:
     """Return Lightning's x-axis of step metrics: batches that stepped, whatever the optimizers."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped  # pyright: ignore[reportPrivateUsage] -- not public
 
@@ -191,7 +198,7 @@ def _x_axis(trainer: Trainer) -> int:
         chosen = trainer._logger_connector.metrics["log"].get("step")  # pyright: ignore[reportPrivateUsage] -- as above
         if chosen is not None:
             return int(chosen)
-    return _batches_that_stepped(trainer)
+    return batches_that_stepped(trainer)
 
 
 def fetch(tensors: list[Tensor]) -> list[float]:

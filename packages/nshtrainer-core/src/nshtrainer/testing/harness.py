@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.loggers import Logger
 
 from nshtrainer.callbacks.assembly import create_callbacks
 from nshtrainer.callbacks.base import CallbackConfigBase
@@ -58,6 +59,10 @@ class Harness:
         """The data; None if the module has its own."""
         return TinyDataModule(self.batches)
 
+    def logger(self, config: TrainerConfig) -> Logger | None:
+        """The logger of plain trainers; override it for a callback that needs a certain one."""
+        return None
+
     # ---- trainers --------------------------------------------------------------------------
 
     def trainer_config(
@@ -97,7 +102,8 @@ class Harness:
         )
         kwargs["default_root_dir"] = config.directory.project_root
         with without_factories():
-            return Trainer(**kwargs, logger=False, callbacks=everything)
+            logger = self.logger(config) or False
+            return Trainer(**kwargs, logger=logger, callbacks=everything)
 
     def our_trainer(self, config: TrainerConfig) -> OurTrainer:
         """An `nshtrainer.Trainer`."""

@@ -57,6 +57,7 @@ class LoggerConformance(ConfigClauses):
         When it is called the run's directory may not be settled, and the run may never start.
         """
         config = self.own_config()
+        before = {*tmp_path.rglob("*")}  # what the author's fixtures made
         one, other = (config.create_logger(self.trainer_config(tmp_path)) for _ in "12")
         for logger in (one, other):
             promise(
@@ -66,7 +67,7 @@ class LoggerConformance(ConfigClauses):
         promise(
             one is not other, f"{self._cls}.create_logger returns one object twice; make a new one"
         )
-        written = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*"))
+        written = sorted(str(p.relative_to(tmp_path)) for p in {*tmp_path.rglob("*")} - before)
         promise(
             not written,
             f"{self._cls}.create_logger writes {', '.join(written)} before anything is recorded; make "

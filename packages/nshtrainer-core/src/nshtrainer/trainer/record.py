@@ -15,12 +15,14 @@ from nshtrainer.callbacks.callback import silence_unused_hooks
 from nshtrainer.config_files import dump_yaml
 from nshtrainer.errors import NshTrainerError
 from nshtrainer.files import atomic_write_text
+from nshtrainer.loggers.csv_logger import MergingCSVLogger
 from nshtrainer.plugins.hooks import plugin_manager
 from nshtrainer.plugins.manifest import manifest
 from nshtrainer.plugins.policy import using_policy
 from nshtrainer.run.environment import EnvironmentSnapshot
 from nshtrainer.run.redaction import redact
 from nshtrainer.runtime import driver
+from nshtrainer.runtime.step_metrics import batches_that_stepped
 
 if TYPE_CHECKING:
     from .config import TrainerConfig
@@ -74,6 +76,7 @@ class RunRecord(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self._environment is not None:
+            _rewind_logs(trainer)
             try:
                 root = self.config.run.directory.ensure()
                 atomic_write_text(root / "config.yaml", dump_yaml(self._config_as_data()))
@@ -140,6 +143,15 @@ class RunRecord(Callback):
         """Put the configuration, as plain data, and the plugins' versions into *checkpoint*."""
         checkpoint[self.CONFIG_KEY] = self._config_as_data()
         checkpoint[self.RUN_KEY] = {"run_id": self.config.run.id, "plugins": active_plugins()}
+
+
+def _rewind_logs(trainer: Trainer) -> None:
+    """A resumed run logs the steps after its checkpoint again; each step keeps one row."""
+    step = batches_that_stepped(trainer)
+    if step > 0:
+        for logger in trainer.loggers:
+            if isinstance(logger, MergingCSVLogger):
+                logger.rewind(step)
 
 
 def active_plugins() -> dict[str, str]:
