@@ -6,10 +6,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from nshtrainer.testing.pytest_plugin import (
+    fake_distribution,
+    isolated_plugins,
+    nshtrainer_plugins,
+)
+
 if TYPE_CHECKING:
     from nshtrainer.testing import PluginEnvironment
 
-pytest_plugins = ["nshtrainer.testing.pytest_plugin"]
+__all__ = ["clean_registry", "fake_distribution", "isolated_plugins", "nshtrainer_plugins"]
 
 
 @pytest.fixture

@@ -114,8 +114,8 @@ def test_plain_data_that_holds_itself_or_multiplies_is_refused():
     """Both would fill the memory; neither ends in a RecursionError."""
     itself: list[Any] = []
     itself.append(itself)
-    bomb: list[Any] = ["x"] * 100
-    for _ in range(4):
+    bomb: list[Any] = ["x"] * 101
+    for _ in range(2):
         bomb = [bomb] * 100
 
     for value in (itself, bomb):

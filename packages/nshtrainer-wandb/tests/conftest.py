@@ -101,6 +101,7 @@ def wandb_offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("WANDB_SILENT", "true")
         patch.setenv("WANDB_X_DISABLE_STATS", "true")
+        patch.setenv("WANDB_X_SAVE_REQUIREMENTS", "false")  # reads the metadata of every package
         patch.setenv("NETRC", str(home / "netrc"))
         yield
 

@@ -81,7 +81,9 @@ class CallbackConfigBase(Config, metaclass=_CallbackConfigMeta):
     @classmethod
     def _merge_metadata(cls, value: Any) -> Any:
         if isinstance(value, dict):
-            default: Any = cls.model_fields["metadata"].get_default(call_default_factory=True)
+            default: Any = cls.model_fields["metadata"].get_default(
+                call_default_factory=True, validated_data={}
+            )
             known = CallbackMetadataConfig.model_validate(default).model_dump()
             return {**known, **cast("dict[str, Any]", value)}
         return value

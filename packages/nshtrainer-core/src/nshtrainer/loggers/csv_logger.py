@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.fabric.loggers.logger import rank_zero_experiment  # pyright: ignore[reportUnknownVariableType] -- Lightning leaves it untyped
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -156,7 +156,7 @@ class MergingCSVLogger(CSVLogger):
     @rank_zero_only
     def rewind(self, step: int) -> None:
         """Drop the rows from *step* on, which a session that was killed left behind."""
-        writer: Any = self.experiment  # pyright: ignore[reportUnknownMemberType] -- the decorator is untyped
+        writer = cast("MergingWriter", self.experiment)
         writer.rewind(step)
 
     @override
