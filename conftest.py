@@ -9,39 +9,49 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import sys
-import types
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-HERE = Path(__file__).parent
-DOCUMENTS = ("README.md", "docs/*.md", "packages/*/README.md")
+DOCUMENTS = ("README.md", "docs/*.md", "packages/*/README.md", "examples/*/README.md")
 
 
 def enter_document(namespace: dict[str, Any]) -> None:
-    """Run a document in a folder and a module of its own, offline; what it registers goes with it."""
-    from nshtrainer.testing import plugin_environment
+    """Run a document offline in a folder of its own; what it registers and sets is undone after.
 
-    stack = contextlib.ExitStack()
-    namespace["__document__"] = stack
-    folder = stack.enter_context(TemporaryDirectory(prefix="document-"))
+    The repository's `examples` are in that folder too.
+    """
+    from nshtrainer.testing.plugins import plugin_environment
+
+    namespace["__document__"] = stack = contextlib.ExitStack()
+    folder = Path(stack.enter_context(TemporaryDirectory(prefix="document-")))
+    stack.callback(_restore_environment, dict(os.environ))
+    os.environ["WANDB_MODE"] = "offline"
     stack.callback(os.chdir, Path.cwd())
     os.chdir(folder)
-    stack.callback(_restore, "WANDB_MODE", os.environ.get("WANDB_MODE"))
-    os.environ["WANDB_MODE"] = "offline"
-    plugins = Path(folder) / ".plugins"
+    (folder / "examples").symlink_to(Path(__file__).parent / "examples")
+    plugins = folder / ".plugins"
     plugins.mkdir()
     stack.enter_context(plugin_environment(plugins))
-    # A class looks its annotations up in the module that it names.
-    module = types.ModuleType("document")
-    module.__dict__.update(namespace)
-    namespace["__name__"] = module.__name__
-    module.__dict__.clear()
-    sys.modules[module.__name__] = _Module(namespace)
-    stack.callback(sys.modules.pop, module.__name__, None)
 
 
 def leave_document(namespace: dict[str, Any]) -> None:
     """Undo `enter_document`."""
     namespace.pop("__document__").close()
+
+
+def _restore_environment(variables: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
+
+
+if importlib.util.find_spec("sybil") is not None:
+    from sybil import Sybil
+    from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+    pytest_collect_file = Sybil(
+        parsers=[PythonCodeBlockParser(), SkipParser()],
+        patterns=DOCUMENTS,
+        setup=enter_document,
+        teardown=leave_document,
+    ).pytest()

@@ -92,7 +92,7 @@ _HEAD = (
     "value",
     "spread",
     "limit",
-    "",
+    "verdict",
     "CPU",
     "best",
     "time",

@@ -15,6 +15,7 @@ import pytest
 
 from nshtrainer import hookspecs
 from nshtrainer.callbacks.base import CallbackConfigBase, callback_registry
+from nshtrainer.field_docs import field_docs
 from nshtrainer.loggers.base import LoggerConfigBase, logger_registry
 from nshtrainer.plugins import catalogue
 from nshtrainer.runtime import events
@@ -195,7 +196,8 @@ def test_every_configuration_is_loaded_from_its_entry_point(name, cls) -> None:
 @pytest.mark.parametrize(("name", "cls"), registered(), ids=[n for n, _ in registered()])
 def test_every_option_is_documented(name, cls) -> None:
     """Each class has a docstring, each field a text below it."""
-    silent = [n for n, f in cls.model_fields.items() if n != "name" and not f.description]
+    documented = field_docs(cls)
+    silent = [n for n in cls.model_fields if n != "name" and n not in documented]
 
     assert cls.__doc__
     assert not silent
@@ -209,8 +211,8 @@ def test_the_configurations_of_the_core_are_documented() -> None:
     silent = [
         f"{cls}.{name}"
         for cls in (*core, "TrainerConfig")
-        for name, field in getattr(configs, cls).model_fields.items()
-        if not field.description
+        for name in getattr(configs, cls).model_fields
+        if name not in field_docs(getattr(configs, cls))
     ]
 
     assert not silent
@@ -240,6 +242,19 @@ def test_every_callback_is_held_to_the_contract(dist) -> None:
     }
 
     assert not mine - tested
+
+
+def test_editors_see_every_configuration() -> None:
+    """`nshtrainer.configs` finds classes when asked; the type checker has them in writing."""
+    file = PACKAGES[catalogue.CORE] / "src" / "nshtrainer" / "configs.py"
+    written = {
+        alias.name
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+    assert not {cls for _, cls in CLASSES.values()} - written
 
 
 # ---- documentation -----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import click
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
 from typing_extensions import assert_type, final, override
 
 import nshtrainer
@@ -97,7 +98,7 @@ assert_type(config.to_file(Path("run.yaml")), Path)
 
 # ---- three ways to train -----------------------------------------------------------------------
 
-trainer = Trainer(config, strategy=pl.strategies.DDPStrategy(), callbacks=[pl.Callback()])
+trainer = Trainer(config, strategy=DDPStrategy(), callbacks=[pl.Callback()])
 assert_type(trainer.config, TrainerConfig)
 trainer.fit(TinyModule(), ckpt_path="last")
 Trainer({"max_epochs": 1})
@@ -195,7 +196,7 @@ assert_type(models["mlp"], type[Model])
 @hookimpl
 def nshtrainer_default_callbacks(config: TrainerConfig) -> Iterable[CallbackConfigBase]:
     """Stays a function that can be called."""
-    return [MyCallbackConfig()]
+    return [] if config.fast_dev_run else [MyCallbackConfig()]
 
 
 @hookimpl
@@ -213,7 +214,7 @@ class TestMine(CallbackConformance):
     """Two lines."""
 
     config = MyCallbackConfig(every_n_steps=2)
-    trainer_fields = {"primary_metric": {"name": "val_loss", "mode": "min"}}
+    trainer_fields = {"primary_metric": {"name": "val_loss", "mode": "min"}}  # noqa: RUF012 -- as users write it
 
 
 class TestMyLogger(LoggerConformance):

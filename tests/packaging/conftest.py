@@ -109,18 +109,29 @@ class CleanEnvironment:
 
 
 @pytest.fixture(scope="session")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every package's source distribution and the wheel that was made from it."""
-    folder = tmp_path_factory.mktemp("dist")
-    run(UV, "build", "-q", "--all-packages", "-o", folder, cwd=REPOSITORY)
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the workspace, which nobody edits while it is built."""
+    folder = tmp_path_factory.mktemp("tree")
+    for name in ("pyproject.toml", "uv.lock"):
+        shutil.copy(REPOSITORY / name, folder)
+    ignored = shutil.ignore_patterns("__pycache__", ".*", "dist")
+    shutil.copytree(REPOSITORY / "packages", folder / "packages", ignore=ignored)
     return folder
 
 
 @pytest.fixture(scope="session")
-def direct_wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheels(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every package's source distribution and the wheel that was made from it."""
+    folder = tmp_path_factory.mktemp("dist")
+    run(UV, "build", "-q", "--all-packages", "-o", folder, cwd=tree)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def direct_wheels(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with every package's wheel, made from the source tree."""
     folder = tmp_path_factory.mktemp("direct")
-    run(UV, "build", "-q", "--wheel", "--all-packages", "-o", folder, cwd=REPOSITORY)
+    run(UV, "build", "-q", "--wheel", "--all-packages", "-o", folder, cwd=tree)
     return folder
 
 

@@ -51,18 +51,15 @@ def requirements(wheel: zipfile.ZipFile) -> list[Requirement]:
 
 
 @every_package
-def test_a_wheel_holds_its_import_packages_and_nothing_else(wheels, package):
+def test_a_wheel_holds_its_import_packages_and_nothing_else(wheels, tree, package):
     """Every module of the source tree is in the wheel; tests and other files are not."""
     with open_wheel(wheels, package) as wheel:
         names = {n for n in wheel.namelist() if not n.endswith("/")}
 
-    tree = {
-        path.relative_to(package / "src").as_posix()
-        for path in (package / "src").rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
-    assert {n for n in names if ".dist-info/" not in n} == tree
-    assert {n.partition("/")[0] for n in tree} == imports(package)
+    source = tree / "packages" / package.name / "src"
+    files = {p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file()}
+    assert {n for n in names if ".dist-info/" not in n} == files
+    assert {n.partition("/")[0] for n in files} == imports(package)
     assert {f"{name}/py.typed" for name in imports(package)} <= names
     assert not [n for n in names if "/tests/" in n or "/test_" in n or "conftest" in n]
 

@@ -28,9 +28,20 @@ class TestEMA(CallbackConformance):
 
 class TestGradientSkipping(CallbackConformance):
     config = GradientSkippingCallbackConfig(
-        threshold=2.0, start_after_n_steps=1, skip_non_finite=True
+        threshold=4.0, start_after_n_steps=1, skip_non_finite=True
     )
     changes_training = True  # it leaves out steps
+    syncs_every_step = True  # only a fused optimizer can skip without asking the host
+
+
+class TestGradientSkippingFused(TestGradientSkipping):
+    syncs_every_step = False
+
+    def module(self):
+        return TinyModule(fused=True)
+
+    def manual_module(self):
+        return TinyModule(fused=True, optimizers=2)
 
 
 class SharingModule(TinyModule):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    GetJsonSchemaHandler,
     ValidationError,
     model_validator,
 )
 from pydantic.functional_validators import ModelWrapValidatorHandler
+from pydantic_core import CoreSchema
 from typing_extensions import Self
 
 from .validation_errors import clarified
@@ -23,14 +25,14 @@ __all__ = ["Config"]
 class Config(BaseModel):
     """Base of every configuration: unknown fields are errors, and so are invalid assignments.
 
-    A string literal below a field is its documentation, in editors, JSON schema and command line.
+    A string literal below a field is its documentation, in editors, JSON schema and command line
+    (`nshtrainer.field_docs.field_docs` reads it).
     """
 
     model_config = ConfigDict(
         extra="forbid",
         validate_assignment=True,
         validate_default=True,
-        use_attribute_docstrings=True,
         ser_json_inf_nan="strings",  # JSON has no other way; YAML and TOML write .inf and inf
         protected_namespaces=(),
         str_min_length=0,  # any length; but half a surrogate pair, which no file can hold, is refused
@@ -47,6 +49,31 @@ class Config(BaseModel):
             if clear is error:
                 raise
             raise clear from None
+
+    if not TYPE_CHECKING:  # a checker that sees it allows every attribute
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            """Assign; what a rule across fields refuses is undone (pydantic would leave it)."""
+            kept, given = dict(self.__dict__), set(self.model_fields_set)
+            try:
+                super().__setattr__(name, value)
+            except ValidationError:
+                object.__setattr__(self, "__dict__", kept)
+                object.__setattr__(self, "__pydantic_fields_set__", given)
+                raise
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        from .field_docs import field_docs
+
+        schema = handler(core_schema)
+        fields = handler.resolve_ref_schema(schema).get("properties", {})
+        for name, text in field_docs(cls).items():
+            if name in fields:
+                fields[name].setdefault("description", text)
+        return schema
 
     def replace(self, **changes: Any) -> Self:
         """Return a validated copy with *changes*; the original is untouched and nothing is shared.

@@ -335,6 +335,7 @@ def dump_yaml(data: Any) -> str:
 
 def _yaml_text(representer: Any, text: str) -> Any:
     """Line breaks and what cannot be seen stand in double quotes, where they have escapes."""
+    text.encode()  # an escape could say half a surrogate pair, but no reader takes it back
     style = None if text.isprintable() else '"'
     return representer.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from typing_extensions import override
 
 from nshtrainer.callbacks.base import CallbackConfigBase, CallbackMetadataConfig, callback_registry
@@ -80,6 +81,22 @@ class RunningLossCallback(ConfiguredCallback[RunningLossConfig]):
 
 class TestConforming(CallbackConformance):
     config = RunningLossConfig(decay=0.5)
+
+
+class TestWithALogger(CallbackConformance):
+    """Plain trainers have the logger that the class asks for."""
+
+    config = RunningLossConfig(decay=0.5)
+
+    def logger(self, config):
+        return CSVLogger(config.directory.project_root)
+
+    def test_trains_with_it(self, tmp_path):
+        trainer = self.plain_trainer(self.trainer_config(tmp_path), [])
+        self.expect_fit(trainer)
+
+        assert [type(logger) for logger in trainer.loggers] == [CSVLogger]
+        assert next(tmp_path.rglob("metrics.csv")).read_text().startswith("epoch,")
 
 
 class TestKeptInBarebones(CallbackConformance):

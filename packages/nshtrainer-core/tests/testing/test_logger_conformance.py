@@ -165,3 +165,9 @@ def test_a_broken_logger_config_is_rejected(tmp_path: Path):
 
     with pytest.raises(BrokenPromiseError, match="logger_registry"):
         Faulty(Unregistered()).test_is_found_by_its_name()
+
+
+def test_files_that_were_there_before_are_not_the_loggers(tmp_path: Path):
+    """What an author's fixture puts into `tmp_path` is not held against the logger."""
+    (tmp_path / "project").mkdir()
+    Faulty(CSVLoggerConfig()).test_makes_a_fresh_logger(tmp_path)

@@ -18,7 +18,7 @@ def make(make_model: Any, make_trainer: Any, make_loader: Any) -> dict[str, Any]
     class Shared(make_model):
         """Plain SGD at lr 1, so that a step is minus the gradient."""
 
-        factors: dict[str, float] = {"first.weight": 2, "second.bias": 4.0}  # noqa: RUF012 -- read only
+        factors: dict[str, float] = {"first.weight": 2, "second.bias": 4.0}
 
         def __init__(self, **options: Any) -> None:
             super().__init__(torch.optim.SGD, **{"lr": 1e-3, **options})
@@ -110,7 +110,7 @@ def test_parameters_without_gradient_are_named_once(make, caplog):
     """A warning, not one per step."""
 
     class Unused(make["model"]):
-        factors = {"unused": 2, "first.weight": 2}  # noqa: RUF012 -- read only
+        factors = {"unused": 2, "first.weight": 2}
 
         def __init__(self) -> None:
             super().__init__()

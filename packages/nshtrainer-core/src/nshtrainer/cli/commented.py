@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from typing_extensions import TypeIs
 
 from nshtrainer.config_files import dump_yaml
+from nshtrainer.field_docs import field_docs
 from nshtrainer.trainer.config import TrainerConfig
 from nshtrainer.trainer.lightning_arguments import LightningArguments
 
@@ -67,7 +68,7 @@ def _field(config: BaseModel, name: str, data: Mapping[str, Any]) -> Iterator[st
     """The lines of one field, flush left."""
     if name not in data:  # excluded from serialization
         return
-    yield from _comment(type(config).model_fields[name].description or "", 0)
+    yield from _comment(field_docs(type(config)).get(name, ""), 0)
     live, value = getattr(config, name), data[name]
     if isinstance(live, BaseModel) and value:
         yield f"{name}:"

@@ -15,6 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from nshtrainer.config import Config
+from nshtrainer.field_docs import field_docs
 from nshtrainer.registry import Registry
 
 from .promises import BrokenPromiseError, promise
@@ -122,7 +123,8 @@ class ConfigClauses:
         cls = self._class
         promise(cls.__doc__, f"{self._cls} has no docstring; say what it does")
         skipped = {*self.registry.base.model_fields, self.registry.discriminator}
-        missing = [n for n, f in cls.model_fields.items() if n not in skipped and not f.description]
+        documented = field_docs(cls)
+        missing = [n for n in cls.model_fields if n not in skipped and n not in documented]
         promise(
             not missing,
             f"{self._cls} does not describe {', '.join(missing)}; put a string literal below the field",

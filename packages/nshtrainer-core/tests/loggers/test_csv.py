@@ -1,0 +1,117 @@
+"""The CSV logger: a row for each step, and what an earlier session wrote stays."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from nshtrainer import TrainerConfig
+from nshtrainer.loggers.csv import CSVLoggerConfig
+from nshtrainer.loggers.csv_logger import MergingCSVLogger
+
+
+def logger(tmp_path: Path, **options) -> MergingCSVLogger:
+    """A logger below *tmp_path*, as a configuration makes it."""
+    config = TrainerConfig(
+        id="r1", name="a b", directory={"project_root": tmp_path}, loggers=[], callbacks=[]
+    )
+    made = CSVLoggerConfig(**options).create_logger(config)
+    assert isinstance(made, MergingCSVLogger)
+    return made
+
+
+def rows(tmp_path: Path) -> list[dict[str, str]]:
+    """The rows of the only metrics file below *tmp_path*."""
+    (path,) = tmp_path.rglob("metrics.csv")
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_is_logged_at_one_step_is_one_row(tmp_path: Path):
+    """Also from several calls; tensors are written as numbers."""
+    csv_logger = logger(tmp_path)
+    csv_logger.log_metrics({"a": torch.tensor(1.5)}, step=0)
+    csv_logger.log_metrics({"b": 2.0}, step=0)
+    csv_logger.log_metrics({"a": 3.0}, step=1)
+    csv_logger.finalize("success")
+
+    assert rows(tmp_path) == [
+        {"a": "1.5", "b": "2.0", "step": "0"},
+        {"a": "3.0", "b": "", "step": "1"},
+    ]
+
+
+def test_a_metric_that_comes_later_gets_a_column(tmp_path: Path):
+    """Rows that are in the file already are kept, with an empty cell."""
+    csv_logger = logger(tmp_path)
+    csv_logger.log_metrics({"b": 1.0}, step=0)
+    csv_logger.finalize("success")
+    csv_logger.log_metrics({"a": 2.0}, step=1)
+    csv_logger.finalize("success")
+
+    assert rows(tmp_path) == [
+        {"a": "", "b": "1.0", "step": "0"},
+        {"a": "2.0", "b": "", "step": "1"},
+    ]
+
+
+def test_a_second_session_of_a_run_appends(tmp_path: Path):
+    """Lightning's own logger deletes the file of the first one."""
+    for step in range(2):
+        session = logger(tmp_path)
+        session.log_metrics({"a": float(step)}, step=step)
+        session.finalize("success")
+
+    assert [row["step"] for row in rows(tmp_path)] == ["0", "1"]
+
+
+def test_rows_are_written_when_there_are_many_and_the_last_may_grow(tmp_path: Path):
+    """`flush_logs_every_n_steps` rows are kept at most; the newest one waits for its other metrics."""
+    csv_logger = logger(tmp_path, flush_logs_every_n_steps=2)
+    for step in range(3):
+        csv_logger.log_metrics({"a": 1.0}, step=step)
+        csv_logger.save()
+    before = [row["step"] for row in rows(tmp_path)]
+    csv_logger.log_metrics({"b": 2.0}, step=2)
+    csv_logger.finalize("failed")
+
+    assert before == ["0", "1"]
+    assert rows(tmp_path)[2] == {"a": "1.0", "b": "2.0", "step": "2"}
+
+
+@pytest.mark.parametrize("value", ["a,b", 'a"b', "a\nb"])
+def test_odd_names_of_metrics_stay_one_column(tmp_path: Path, value: str):
+    """Commas, quotes and line breaks are quoted."""
+    csv_logger = logger(tmp_path)
+    csv_logger.log_metrics({value: 1.0}, step=0)
+    csv_logger.finalize("success")
+
+    assert rows(tmp_path) == [{value: "1.0", "step": "0"}]
+
+
+def test_the_place_is_below_the_run_and_made_at_the_first_record(tmp_path: Path):
+    """Building a trainer writes nothing; `log_dir` puts the files elsewhere, `prefix` names them."""
+    csv_logger = logger(tmp_path)
+    nothing = not list(tmp_path.iterdir())
+    csv_logger.log_metrics({"a": 1.0}, step=0)
+    csv_logger.finalize("success")
+    elsewhere = logger(tmp_path / "unused", log_dir=tmp_path / "other", prefix="p")
+    elsewhere.log_metrics({"a": 1.0}, step=0)
+    elsewhere.finalize("success")
+
+    assert nothing
+    (path,) = (tmp_path / "nshtrainer_logs").rglob("metrics.csv")
+    assert path.relative_to(tmp_path).parts[-4:] == ("csv", "a b", "r1", "metrics.csv")
+    (other,) = (tmp_path / "other").rglob("metrics.csv")
+    assert other.read_text().splitlines()[0] == "p-a,step"
+    assert not (tmp_path / "unused").exists()
+
+
+@pytest.mark.parametrize("bad", [0, -1, True, "5", 1.5])
+def test_a_number_of_rows_that_is_none_is_refused(bad: object):
+    """When the configuration is made."""
+    with pytest.raises(ValueError, match="flush_logs_every_n_steps"):
+        CSVLoggerConfig(flush_logs_every_n_steps=bad)  # pyright: ignore[reportArgumentType]
