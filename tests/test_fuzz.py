@@ -26,7 +26,7 @@ from nshtrainer import (
     logger_registry,
 )
 
-quick = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 deep = settings(max_examples=5000, deadline=None, suppress_health_check=list(HealthCheck))
 FORMATS = ("yaml", "json", "toml")
 

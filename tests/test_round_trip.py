@@ -326,7 +326,6 @@ def survives_text(config: TrainerConfig, format_: str) -> None:
     text = config.to_text(format_)
     back = TrainerConfig.from_text(text, format_)
     assert_same(back, config)
-    assert back.to_text(format_) == text
 
 
 class TomlHasNoNullError(Exception):

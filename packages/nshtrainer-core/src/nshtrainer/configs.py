@@ -41,16 +41,37 @@ if TYPE_CHECKING:
     from .loggers.csv import CSVLoggerConfig
     from .loggers.tensorboard import TensorboardLoggerConfig
 
-    _FIRST_PARTY = (
-        ActSaveConfig, BestCheckpointCallbackConfig, CSVLoggerConfig, CheckpointSavingConfig,
-        DebugFlagCallbackConfig, EMACallbackConfig, EarlyStoppingCallbackConfig,
-        EpochTimerCallbackConfig, FiniteChecksCallbackConfig, GradientSkippingCallbackConfig,
-        LastCheckpointCallbackConfig, LearningRateMonitorConfig, LogEpochCallbackConfig,
-        MetricValidationCallbackConfig, NormLoggingCallbackConfig,
-        OnExceptionCheckpointCallbackConfig, PrintTableMetricsCallbackConfig,
-        SharedParametersCallbackConfig, TensorboardLoggerConfig, WandbLoggerConfig,
-        WandbUploadCodeCallbackConfig, WandbWatchCallbackConfig,
-    )  # fmt: skip
+    __all__ = [
+        "ActSaveConfig",
+        "BestCheckpointCallbackConfig",
+        "CSVLoggerConfig",
+        "CallbackConfigBase",
+        "CallbackMetadataConfig",
+        "CheckpointSavingConfig",
+        "DebugFlagCallbackConfig",
+        "DirectoryConfig",
+        "EMACallbackConfig",
+        "EarlyStoppingCallbackConfig",
+        "EpochTimerCallbackConfig",
+        "FiniteChecksCallbackConfig",
+        "GradientSkippingCallbackConfig",
+        "LastCheckpointCallbackConfig",
+        "LearningRateMonitorConfig",
+        "LogEpochCallbackConfig",
+        "LoggerConfigBase",
+        "MetricConfig",
+        "MetricValidationCallbackConfig",
+        "NormLoggingCallbackConfig",
+        "OnExceptionCheckpointCallbackConfig",
+        "PluginsConfig",
+        "PrintTableMetricsCallbackConfig",
+        "SharedParametersCallbackConfig",
+        "TensorboardLoggerConfig",
+        "TrainerConfig",
+        "WandbLoggerConfig",
+        "WandbUploadCodeCallbackConfig",
+        "WandbWatchCallbackConfig",
+    ]
 
 _OWN = {
     cls.__name__: cls

@@ -40,9 +40,12 @@ def _literals(cls: type[BaseModel]) -> dict[str, str]:
     found: dict[str, str] = {}
     body: list[ast.stmt] = getattr(made, "body", [])
     for field, below in pairwise(body):
-        text = below.value if isinstance(below, ast.Expr) else None
-        target = field.target if isinstance(field, ast.AnnAssign) else None
-        is_text = isinstance(text, ast.Constant) and isinstance(text.value, str)
-        if isinstance(target, ast.Name) and is_text:
-            found[target.id] = inspect.cleandoc(str(text.value))
+        match field, below:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(text))),
+            ):
+                found[name] = inspect.cleandoc(text)
+            case _:
+                pass
     return found

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nshtrainer.errors import ConfigError, NshTrainerError
-from nshtrainer.plugins.catalogue import install_command
 from nshtrainer.trainer.config import TrainerConfig
 
 from .config import demo_config
@@ -70,9 +69,8 @@ def demo(
 
 
 def _say_missing(missing: dict[str, str]) -> None:
-    for dist in sorted(set(missing.values())):
-        names = ", ".join(n for n, d in missing.items() if d == dist)
-        click.echo(f"left out, because {dist} is not installed: {names} ({install_command(dist)})")
+    for name, reason in missing.items():
+        click.echo(f"left out: {name}: {reason}")
 
 
 def _newest_run(root: Path) -> TrainerConfig:

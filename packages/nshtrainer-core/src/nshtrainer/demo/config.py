@@ -7,7 +7,7 @@ from typing import Any
 
 from nshtrainer.callbacks.base import callback_registry
 from nshtrainer.loggers.base import logger_registry
-from nshtrainer.plugins.catalogue import CALLBACKS, LOGGERS
+from nshtrainer.plugins.catalogue import CALLBACKS, LOGGERS, install_command
 from nshtrainer.trainer.config import SLOTS, TrainerConfig
 
 __all__ = ["demo_config"]
@@ -41,7 +41,7 @@ def demo_config(
         max_epochs: How long to train at most.
 
     Returns:
-        The configuration, and what it had to leave out: callback or logger -> its distribution.
+        The configuration, and what it had to leave out: callback or logger -> the reason.
     """
     missing: dict[str, str] = {}
     fields = {slot: o for slot, o in _SLOTS.items() if _is_there(SLOTS[slot], missing)}
@@ -70,7 +70,10 @@ def demo_config(
 
 def _is_there(name: str, missing: dict[str, str], *, logger: bool = False) -> bool:
     registry, known = (logger_registry, LOGGERS) if logger else (callback_registry, CALLBACKS)
-    if registry.get(name) is not None:
+    found = registry.resolve(name)
+    if isinstance(found, type):
         return True
-    missing[name] = known[name][0]
+    dist = known[name][0]
+    installed = f"{dist} is not installed; run `{install_command(dist)}`"
+    missing[name] = installed if found is None else str(found)
     return False

@@ -71,6 +71,13 @@ class HookManager:
         """
         self._check(plugin)
         try:
+            hash(plugin)  # pluggy keeps plugins in a set
+        except TypeError:
+            raise PluginContractError(
+                f"{plugin!r} cannot hold hooks, because it cannot be hashed; use a module, or an "
+                f"object of a class that leaves __eq__ alone"
+            ) from None
+        try:
             self.pluggy.register(plugin, name)
             self.pluggy.check_pending()
         except (pluggy.PluginValidationError, ValueError) as error:
