@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,9 +64,7 @@ def demo(folder: Path, *args: str, **environ: str) -> Demo:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     """The demo, run once."""
-    start = time.monotonic()
     found = demo(tmp_path_factory.mktemp("demo"))
-    print(f"the demo took {time.monotonic() - start:.0f} s")
     assert found.status == 0, found.stderr
     return found
 

@@ -22,8 +22,7 @@ from nshtrainer import (
     ConfigFileError,
     LoggerConfigBase,
     TrainerConfig,
-    callback_registry,
-    logger_registry,
+    manifest,
 )
 
 quick = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
@@ -87,7 +86,9 @@ junk = odd | st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )  # fmt: skip
-names = sorted({*callback_registry.names(), *logger_registry.names()})
+CALLBACK_NAMES = sorted(manifest().of("nshtrainer.callbacks"))  # not what other tests register
+LOGGER_NAMES = sorted(manifest().of("nshtrainer.loggers"))
+names = sorted({*CALLBACK_NAMES, *LOGGER_NAMES})
 words = st.sampled_from([*TrainerConfig.model_fields, *names, "name", "decay", "metadata", "label"])
 documents = st.recursive(
     junk | words,
@@ -113,10 +114,8 @@ def full_data() -> dict[str, Any]:
     )
     data: dict[str, Any] = {slot: NEEDED.get(slot, {}) for slot in slots}
     data |= {"auto_set_debug_flag": {}, "auto_validate_metrics": {"metrics": ["val/loss"]}}
-    data["callbacks"] = [
-        {"name": n, **NEEDED.get(n, {})} for n in sorted(callback_registry.load_all())
-    ]
-    data["loggers"] = [{"name": n} for n in sorted(logger_registry.load_all())]
+    data["callbacks"] = [{"name": n, **NEEDED.get(n, {})} for n in CALLBACK_NAMES]
+    data["loggers"] = [{"name": n} for n in LOGGER_NAMES]
     data |= {
         "primary_metric": {"name": "val/loss", "mode": "min"},
         "meta": {"a": [1, {"b": "c"}]},

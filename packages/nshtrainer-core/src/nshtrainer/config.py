@@ -15,7 +15,7 @@ from pydantic import (
 )
 from pydantic.functional_validators import ModelWrapValidatorHandler
 from pydantic_core import CoreSchema
-from typing_extensions import Self
+from typing_extensions import Self, override
 
 from .validation_errors import clarified
 
@@ -63,6 +63,7 @@ class Config(BaseModel):
                 raise
 
     @classmethod
+    @override
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:

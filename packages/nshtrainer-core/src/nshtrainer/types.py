@@ -29,6 +29,8 @@ __all__ = [
 
 _NON_FINITE = re.compile(r"[+-]?(inf|infinity|nan)", re.IGNORECASE)
 
+_LOOKS_LIKE_A_NUMBER = re.compile(r"[+-]?\.?\d")
+
 
 def _number(value: Any) -> Any:
     if isinstance(value, bool):
@@ -36,10 +38,11 @@ def _number(value: Any) -> Any:
             "number_type", "a number is expected, not {value}", {"value": str(value)}
         )
     if isinstance(value, str) and not _NON_FINITE.fullmatch(value.strip()):
+        hint = "; remove the quotes" if _LOOKS_LIKE_A_NUMBER.match(value.strip()) else ""
         raise PydanticCustomError(
             "number_type",
-            "a number is expected, not the text {value}; remove the quotes",
-            {"value": repr(value)},
+            "a number is expected, not the text {value}{hint}",
+            {"value": repr(value), "hint": hint},
         )
     return value
 
