@@ -85,7 +85,7 @@ def test_a_plain_lightning_trainer_runs_with_callbacks_of_every_family(tmp_path:
 @pytest.mark.filterwarnings("ignore:.*configured with multiple `ModelCheckpoint`")  # best and last
 @pytest.mark.parametrize("which", ["last", "best"])
 def test_the_words_last_and_best_find_our_checkpoints(tmp_path: Path, which: str):
-    """U10: as `ckpt_path` of fit and test, and of the config in a new process's trainer."""
+    """As `ckpt_path` of fit and test, and of the config in a new process's trainer."""
     first = Trainer(config(tmp_path, id="one"))
     module = TinyModule()
     first.fit(module, datamodule=TinyDataModule())
@@ -108,7 +108,7 @@ def test_a_first_run_that_asks_for_last_starts_from_scratch(tmp_path: Path):
 
 
 def test_a_config_in_slot_and_list_counts_once(tmp_path: Path):
-    """U24: the one in the list takes the slot's place; never 'more than one stateful callback'."""
+    """The one in the list takes the slot's place; never 'more than one stateful callback'."""
     metric = MetricConfig(name="val_loss", mode="min")
     trainer = Trainer(
         config(
@@ -138,7 +138,7 @@ def test_a_config_in_slot_and_list_counts_once(tmp_path: Path):
 
 
 def test_the_learning_rate_monitor_goes_by_the_loggers_that_were_built(tmp_path: Path):
-    """U14: a disabled logger is none, and one that is given as an object counts."""
+    """A disabled logger is none, and one that is given as an object counts."""
     off = Trainer(config(tmp_path, loggers=[{"name": "csv", "enabled": False}]))
     off.fit(TinyModule(), datamodule=TinyDataModule())
     given = Trainer(config(tmp_path, loggers=[]), logger=pl.loggers.CSVLogger(tmp_path / "mine"))
@@ -149,7 +149,7 @@ def test_the_learning_rate_monitor_goes_by_the_loggers_that_were_built(tmp_path:
 
 
 def test_the_debug_flag_is_restored_after_a_failing_sanity_check(tmp_path: Path):
-    """U25: on our Trainer and on a plain one."""
+    """On our Trainer and on a plain one."""
 
     class Fails(TinyModule):
         def validation_step(self, batch: Any, batch_idx: int) -> None:

@@ -41,7 +41,7 @@ def define(
 
 
 def test_a_class_registered_after_the_config_was_defined_works_everywhere():
-    """U3: TrainerConfig, its subclasses, models that nest it, dicts and files know a late class."""
+    """TrainerConfig, its subclasses, models that nest it, dicts and files know a late class."""
 
     class Study(Config):
         runs: list[TrainerConfig]
@@ -65,7 +65,7 @@ def test_a_class_registered_after_the_config_was_defined_works_everywhere():
 
 
 def test_a_cell_that_is_run_twice_replaces_its_class():
-    """U8: the newest definition counts, and instances of the old one are taken over by their values."""
+    """The newest definition counts, and instances of the old one are taken over by their values."""
     old = callback_registry.register(define(default=0.5))
     held = old(threshold=0.75)
     new = callback_registry.register(define(default=9.0))
@@ -98,7 +98,7 @@ def test_override_takes_a_name_over():
 
 
 def test_a_subclass_of_a_builtin_may_be_defined_without_registering():
-    """U8: defining a subclass changes nothing; using it unregistered says what to do."""
+    """Defining a subclass changes nothing; using it unregistered says what to do."""
     base = callback_registry.register(define())
 
     class Special(base):  # pyright: ignore[reportGeneralTypeIssues]

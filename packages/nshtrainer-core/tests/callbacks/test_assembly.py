@@ -91,7 +91,7 @@ def test_higher_priority_comes_earlier_and_equal_ones_keep_their_order():
 
 
 def test_priority_orders_checkpoints_among_themselves_only():
-    """U6: Lightning moves checkpoint callbacks last and keeps their order."""
+    """Lightning moves checkpoint callbacks last and keeps their order."""
     config = TrainerConfig(
         **BARE, callbacks=[plain("s1", "saver"), plain("p"), plain("s2", "saver", priority=100)]
     )
@@ -103,7 +103,7 @@ def test_priority_orders_checkpoints_among_themselves_only():
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_of_several_that_ignore_if_exists_one_stays(first: int):
-    """U4: all carried the flag and all were dropped; the one of highest priority stays."""
+    """All carried the flag and all were dropped; the one of highest priority stays."""
     entries = [
         plain("x", ignore_if_exists=True, priority=first),
         plain("y", ignore_if_exists=True, priority=1 - first),
@@ -121,7 +121,7 @@ def test_an_unflagged_one_makes_every_flagged_one_of_its_class_go(order: int):
 
 
 def test_the_rule_covers_every_source_and_subclasses():
-    """U5: a callback given to the trainer counts, and so does one of a subclass."""
+    """A callback given to the trainer counts, and so does one of a subclass."""
     flagged = plain("flagged", ignore_if_exists=True)
 
     assert tags(flagged, extra=[Plain("given")]) == ["given"]
@@ -135,7 +135,7 @@ def test_the_rule_covers_every_source_and_subclasses():
 def test_barebones_keeps_what_is_enabled_for_it_and_names_the_rest(
     caplog: pytest.LogCaptureFixture,
 ):
-    """U22: what is left out is said in one line."""
+    """What is left out is said in one line."""
     with caplog.at_level(logging.WARNING):
         kept = tags(plain("kept", enabled_for_barebones=True), plain("dropped"), barebones=True)
 
@@ -146,7 +146,7 @@ def test_barebones_keeps_what_is_enabled_for_it_and_names_the_rest(
 
 
 def test_metadata_of_a_nested_config_counts():
-    """U7: a config that builds others through `build` keeps their metadata."""
+    """A config that builds others through `build` keeps their metadata."""
 
     @callback_registry.register
     class Outer(CallbackConfigBase):
@@ -203,7 +203,7 @@ def test_one_yielded_callback_can_have_metadata_of_its_own():
 
 
 def test_two_of_one_identity_are_a_clear_error_unless_labelled():
-    """U24: never Lightning's 'more than one stateful callback'; a label gives each its own state."""
+    """Never Lightning's 'more than one stateful callback'; a label gives each its own state."""
     twice = [{"name": "stateful"}, {"name": "stateful", "value": 1}]
     with pytest.raises(
         ConfigError, match=r"callbacks\[0\].*callbacks\[1\].*nshtrainer.stateful.*`label`"

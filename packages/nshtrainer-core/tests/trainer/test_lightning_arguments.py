@@ -35,7 +35,7 @@ def test_nothing_is_passed_that_was_not_set():
 
 
 def test_every_field_that_is_set_is_passed():
-    """U12: `check_val_every_n_epoch` was dropped; false is Lightning's None."""
+    """`check_val_every_n_epoch` was dropped; false is Lightning's None."""
     assert lightning_kwargs(TrainerConfig(check_val_every_n_epoch=10)) == {
         "check_val_every_n_epoch": 10
     }
@@ -69,7 +69,7 @@ def test_every_field_that_is_set_is_passed():
 def test_lightnings_spellings_are_taken_and_keep_their_type(
     field: str, given: object, kept: object
 ):
-    """U9: what Lightning takes is taken here; 1 batch and 1.0 of the batches stay apart."""
+    """What Lightning takes is taken here; 1 batch and 1.0 of the batches stay apart."""
     value = getattr(TrainerConfig(**{field: given}), field)
 
     assert value == kept

@@ -66,7 +66,7 @@ def test_a_run_trains_logs_and_records_itself(tmp_path: Path):
 
 
 def test_no_secret_reaches_any_file_of_the_run(tmp_path: Path):
-    """U19: a token in the config is redacted in the record, the hyper-parameters and the config."""
+    """A token in the config is redacted in the record, the hyper-parameters and the config."""
     secret = "ghp_" + "Zx9" * 12
     trainer = Trainer(
         config(tmp_path, meta={"api_token": secret, "url": f"https://me:{secret}@host/x"})
@@ -80,7 +80,7 @@ def test_no_secret_reaches_any_file_of_the_run(tmp_path: Path):
 
 
 def test_building_a_trainer_creates_nothing_and_a_missing_root_is_made(tmp_path: Path):
-    """U17: folders are made at the first write, parents too."""
+    """Folders are made at the first write, parents too."""
     root = tmp_path / "not" / "there"
     trainer = Trainer(config(root))
     assert not root.exists()
@@ -135,7 +135,7 @@ def test_loggers_given_as_objects_join_the_configured_ones(tmp_path: Path):
 
 
 def test_loggers_are_sorted_by_priority_and_a_disabled_one_is_not_made(tmp_path: Path):
-    """U13, U14: the order is the priority's; what is switched off leaves no trace."""
+    """The order is the priority's; what is switched off leaves no trace."""
     loggers = [
         {"name": "csv", "prefix": "low"},
         {"name": "csv", "prefix": "high", "priority": 5, "log_dir": tmp_path / "high"},
@@ -156,7 +156,7 @@ def test_tensorboard_writes_into_the_runs_folder(tmp_path: Path):
 
 
 def test_metrics_work_without_any_logger(tmp_path: Path):
-    """U15: callbacks see the metrics although nothing is logged."""
+    """Callbacks see the metrics although nothing is logged."""
     trainer = Trainer(config(tmp_path, loggers=[]))
     trainer.fit(TinyModule(), datamodule=TinyDataModule())
 
@@ -204,7 +204,7 @@ def test_a_resumed_run_has_one_row_for_each_step(tmp_path: Path):
 
 
 def test_the_configs_checkpoint_counts_for_one_fit(tmp_path: Path):
-    """U11: it is not loaded over the weights by test() or a second fit()."""
+    """It is not loaded over the weights by test() or a second fit()."""
     start = Trainer(config(tmp_path, max_epochs=1, loggers=[]))
     start.fit(TinyModule(), datamodule=TinyDataModule())
     start.save_checkpoint(tmp_path / "start.ckpt")
@@ -236,7 +236,7 @@ def test_a_checkpoint_carries_the_config_as_plain_data(tmp_path: Path):
 
 
 def test_nothing_is_saved_when_no_checkpoint_callback_was_asked_for(tmp_path: Path):
-    """U43: Lightning does not add its own ModelCheckpoint behind our back."""
+    """Lightning does not add its own ModelCheckpoint behind our back."""
     trainer = Trainer(config(tmp_path))
     trainer.fit(TinyModule(), datamodule=TinyDataModule())
 
@@ -299,7 +299,7 @@ def test_the_record_survives_an_exception_and_says_so(tmp_path: Path):
 
 
 def test_a_model_without_source_code_trains(tmp_path: Path):
-    """U21: a class made by `exec`, as in a notebook or `python -c`, has no file to look into."""
+    """A class made by `exec`, as in a notebook or `python -c`, has no file to look into."""
     namespace: dict[str, Any] = {"TinyModule": TinyModule}
     exec("class Mine(TinyModule):\n    pass", namespace)  # noqa: S102 -- no source file
     trainer = Trainer(config(tmp_path, max_epochs=1))
@@ -309,7 +309,7 @@ def test_a_model_without_source_code_trains(tmp_path: Path):
 
 
 def test_an_evaluation_after_another_stage_keeps_what_was_recorded(tmp_path: Path):
-    """U20, U23: the surroundings are looked at once, in the background; later stages change nothing."""
+    """The surroundings are looked at once, in the background; later stages change nothing."""
     trainer = Trainer(config(tmp_path, max_epochs=1))
     module = TinyModule()
     trainer.fit(module, datamodule=TinyDataModule())
@@ -342,7 +342,7 @@ Path(sys.argv[1], f"rank{trainer.global_rank}").write_text(trainer.config.run.id
 @pytest.mark.distributed
 @pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
 def test_all_ranks_share_one_run(tmp_path: Path, launcher: str):
-    """U18: without an id in the config, both ranks get the one that rank zero made: one run folder."""
+    """Without an id in the config, both ranks get the one that rank zero made: one run folder."""
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(RANKS))
     command = (
