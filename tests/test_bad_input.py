@@ -52,7 +52,7 @@ FILES = {
     "slot with another callback": Bad("early_stopping: {name: ema, decay: 0.9}", "early_stopping", "'ema' has no place here; expected 'early_stopping'"),
     "slot that is true": Bad("early_stopping: true", "early_stopping", "a mapping of options.* is expected, not bool"),
     "saving what is no checkpoint": Bad(SAVE % "ema, decay: 0.9", "checkpoint_saving", "'ema' has no place here; expected 'best_checkpoint' or 'last_checkpoint' or"),
-    # Values that upstream took silently, or found in the middle of a run
+    # Values that are easily taken silently, and hurt in the middle of a run
     "EMA never": Bad(EMA % "every_n_steps: 0", "callbacks[0].ema.every_n_steps", "greater than 0.*given: 0"),
     "EMA backwards": Bad(EMA % "every_n_steps: -1", "callbacks[0].ema.every_n_steps", "greater than 0.*given: -1"),
     "EMA at half steps": Bad(EMA % "every_n_steps: 1.5", "ema.every_n_steps", "valid integer.*1.5"),

@@ -143,7 +143,7 @@ def test_the_command_line_is_recorded_without_secrets(
     key = "0123456789abcdef0123456789abcdef01234567"
     monkeypatch.setenv("WANDB_API_KEY", key)
     monkeypatch.setattr(
-        sys, "argv", ["/home/me/train.py", "--lr", "3", "--token", "abc", key, "x" * 5000]
+        sys, "argv", ["/opt/me/train.py", "--lr", "3", "--token", "abc", key, "x" * 5000]
     )
     result = EnvironmentSnapshot(tmp_path).result()["command_line"]
 
