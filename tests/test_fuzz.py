@@ -26,7 +26,7 @@ from nshtrainer import (
 )
 
 quick = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
-deep = settings(max_examples=5000, deadline=None, suppress_health_check=list(HealthCheck))
+deep = settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
 FORMATS = ("yaml", "json", "toml")
 
 # ---- junk --------------------------------------------------------------------------------------
@@ -161,7 +161,9 @@ def writes(config: TrainerConfig) -> None:
             text = config.to_text(format_)
         except ConfigFileError:
             continue  # a null in TOML, or a path that UTF-8 cannot hold
-        assert TrainerConfig.from_text(text, format_) == config
+        again = TrainerConfig.from_text(text, format_)
+        fields = TrainerConfig.model_fields
+        assert [n for n in fields if getattr(again, n) != getattr(config, n)] == []
 
 
 def is_read_or_refused(text: str, format_: str) -> None:
@@ -237,6 +239,7 @@ def test_any_data_is_read_or_refused(data: Any):
 def mutated(draw: st.DrawFn) -> dict[str, Any]:
     """The full configuration in which keys were dropped, renamed or given other values."""
     data = copy.deepcopy(FULL)
+    shared = {id(value) for value in JUNK}  # to be put in, never to be changed
     for _ in range(draw(st.integers(1, 3))):
         node: Any = data
         while True:
@@ -244,7 +247,8 @@ def mutated(draw: st.DrawFn) -> dict[str, Any]:
             if not keys:
                 break
             key = draw(st.sampled_from(keys))
-            if not isinstance(node[key], (dict, list)) or draw(st.integers(0, 3)) == 0:
+            is_leaf = not isinstance(node[key], (dict, list)) or id(node[key]) in shared
+            if is_leaf or draw(st.integers(0, 3)) == 0:
                 mutate(draw, node, key)
                 break
             node = node[key]

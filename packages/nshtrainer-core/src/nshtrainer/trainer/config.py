@@ -204,9 +204,12 @@ class TrainerConfig(LightningArguments):
     @field_validator("ckpt_path", mode="before")
     @classmethod
     def _path_as_text(cls, value: Any) -> Any:
-        if isinstance(value, Path):
-            return str(value)
-        return None if isinstance(value, str) and value in {"none", ""} else value
+        return str(value) if isinstance(value, Path) else value
+
+    @field_validator("ckpt_path")
+    @classmethod
+    def _none_is_none(cls, value: str | None) -> str | None:
+        return None if value in ("none", "") else value
 
     @field_validator("id")
     @classmethod
