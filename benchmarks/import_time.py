@@ -6,6 +6,7 @@ Each sample is a fresh interpreter that times itself, so starting it does not co
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -48,9 +49,11 @@ def import_time(_settings: Settings) -> Iterator[Comparison]:
 
 def _child(work: str) -> Sampler:
     command = [sys.executable, "-c", _CHILD.format(work=work), json.dumps(every_family())]
+    # The warm-up compiles; without this every sample would, for those modules that never were.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 
     def sample() -> Sample:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if done.returncode != 0:
             raise RuntimeError(f"the interpreter for `{work}` failed:\n{done.stderr}")
         wall, cpu, loaded = json.loads(done.stdout)

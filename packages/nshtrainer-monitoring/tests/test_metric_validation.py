@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from nshtrainer import MetricConfig, create_callbacks
 from nshtrainer.errors import ConfigError
 from nshtrainer_monitoring import MetricValidationCallback, MetricValidationCallbackConfig
-from nshtrainer_monitoring.metric_validation.checking import is_validation_metric, nearest
+from nshtrainer_monitoring.metric_validation.checking import is_validation_metric, nearest_metric
 
 
 @pytest.mark.parametrize(
@@ -32,9 +32,9 @@ def test_nearest_sees_through_separators_and_slips():
     """A wrong separator or letter finds the name that was meant; nothing alike finds none."""
     logged = ["train/loss", "val/loss"]
 
-    assert nearest("val_loss", logged) == "val/loss"
-    assert nearest("vla/loss", logged) == "val/loss"
-    assert nearest("accuracy", logged) is None
+    assert nearest_metric("val_loss", logged) == "val/loss"
+    assert nearest_metric("vla/loss", logged) == "val/loss"
+    assert nearest_metric("accuracy", logged) is None
 
 
 def test_a_typo_stops_the_run_after_the_sanity_check(net, make_trainer):

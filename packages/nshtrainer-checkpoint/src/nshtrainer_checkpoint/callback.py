@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from typing_extensions import override
 
 from nshtrainer.callbacks.callback import resolve_config, silence_unused_hooks
 from nshtrainer.errors import ConfigError
+from nshtrainer.spelling import nearest
 
 from .base import CheckpointCallback
 from .config import BestCheckpointCallbackConfig, LastCheckpointCallbackConfig
@@ -120,13 +120,13 @@ class BestCheckpointCallback(CheckpointCallback):
     def _value(self, metrics: dict[str, float]) -> float | None:
         value = metrics.get(self._metric.name)
         if value is None:
-            near = difflib.get_close_matches(self._metric.name, metrics, n=1)
+            near = nearest(self._metric.name, metrics)
             self._warn_once(
                 "metric",
                 f"the metric {self._metric.name!r} was not logged, so what is best is not known and "
                 f"every number would rank before this checkpoint. Logged: "
                 f"{', '.join(sorted(metrics)) or 'nothing'}. "
-                + (f"Did you mean {near[0]!r}?" if near else "Log it in `validation_step`."),
+                + (f"Did you mean {near!r}?" if near else "Log it in `validation_step`."),
             )
         return value
 

@@ -21,8 +21,6 @@ from nshtrainer.errors import ConfigError
 from nshtrainer.metric import MetricConfig
 from nshtrainer.types import PositiveInt
 
-from .names import NameTemplate, slug
-
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
 
@@ -72,6 +70,8 @@ class _CheckpointConfig(CallbackConfigBase):
     @classmethod
     def _is_template(cls, value: str | None) -> str | None:
         if value is not None:
+            from .names import NameTemplate
+
             NameTemplate.parse(value, cls._examples())
         return value
 
@@ -143,6 +143,8 @@ class BestCheckpointCallbackConfig(_CheckpointConfig):
 
     def _folder_name(self, metric: MetricConfig, trainer_config: TrainerConfig) -> str:
         """`best_<metric>`, made distinct where another metric's name looks the same in a path."""
+        from .names import slug
+
         name = f"best_{slug(metric.name)}"
         alike = {m.name for m in _best_metrics(trainer_config) if slug(m.name) == slug(metric.name)}
         if len(alike) > 1 and metric.name != slug(metric.name):

@@ -7,7 +7,6 @@ does not grow with the number of classes. The JSON schema is computed when it is
 
 from __future__ import annotations
 
-import difflib
 import functools
 import sys
 import threading
@@ -26,6 +25,7 @@ from .plugins.manifest import Entry, manifest
 from .plugins.policy import active_policy, normalized
 from .plugins.state import PluginState
 from .slot import Slot
+from .spelling import nearest
 
 __all__ = ["Registry", "forget_all"]
 
@@ -338,8 +338,8 @@ class Registry(Generic[T]):
 
     def _unknown(self, name: str) -> str:
         known = self.names()
-        close = difflib.get_close_matches(name, [*known, *self.known], n=1)
-        hint = f"Did you mean {close[0]!r}? " if close else ""
+        close = nearest(name, [*known, *self.known])
+        hint = f"Did you mean {close!r}? " if close else ""
         return f"no {self.what} is named {name!r}. {hint}Known: {', '.join(known) or 'none'}"
 
     def _raise(self, name: str, state: PluginState | None) -> NoReturn:

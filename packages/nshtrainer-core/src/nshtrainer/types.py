@@ -27,9 +27,9 @@ __all__ = [
     "Real",
 ]
 
-_NON_FINITE = re.compile(r"[+-]?(inf|infinity|nan)", re.IGNORECASE)
-
-_LOOKS_LIKE_A_NUMBER = re.compile(r"[+-]?\.?\d")
+# Patterns are compiled when they are first used: most runs never see such text.
+_NON_FINITE = r"(?i:[+-]?(inf|infinity|nan))"
+_LOOKS_LIKE_A_NUMBER = r"[+-]?\.?\d"
 
 
 def _number(value: Any) -> Any:
@@ -37,8 +37,8 @@ def _number(value: Any) -> Any:
         raise PydanticCustomError(
             "number_type", "a number is expected, not {value}", {"value": str(value)}
         )
-    if isinstance(value, str) and not _NON_FINITE.fullmatch(value.strip()):
-        hint = "; remove the quotes" if _LOOKS_LIKE_A_NUMBER.match(value.strip()) else ""
+    if isinstance(value, str) and not re.fullmatch(_NON_FINITE, value.strip()):
+        hint = "; remove the quotes" if re.match(_LOOKS_LIKE_A_NUMBER, value.strip()) else ""
         raise PydanticCustomError(
             "number_type",
             "a number is expected, not the text {value}{hint}",

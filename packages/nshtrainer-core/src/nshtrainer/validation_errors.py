@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any, cast
 
 from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
+
+from .spelling import nearest
 
 __all__ = ["clarified", "relocated"]
 
@@ -73,8 +74,8 @@ def _is_unknown_field(problem: Any) -> bool:
 
 
 def _unknown_field(name: str, known: list[str]) -> PydanticCustomError:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    close = nearest(name, known)
+    hint = f"did you mean {close!r}?" if close else f"known: {', '.join(known)}"
     return PydanticCustomError(
         "extra_forbidden", "{text}", {"text": f"there is no such field; {hint}"}
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from pydantic import ValidationError
 from typing_extensions import override
 
 from nshtrainer.errors import NshTrainerError
+from nshtrainer.spelling import nearest
 
 from .extras import extra_commands
 
@@ -71,8 +71,8 @@ class _App(click.Group):
             and self.get_command(ctx, name) is None
         ):
             known = self.list_commands(ctx)
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+            close = nearest(name, known)
+            hint = f"did you mean {close!r}?" if close else f"there are {', '.join(known)}"
             raise click.UsageError(f"no command is named {name!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
 

@@ -6,7 +6,6 @@ own loader would let the first broken plugin end the loop, and its multi-call th
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 import threading
@@ -19,6 +18,7 @@ import pluggy
 
 from nshtrainer import hookspecs
 from nshtrainer.errors import PluginContractError, PluginLoadError
+from nshtrainer.spelling import nearest
 
 from .loading import failed, load_object
 from .manifest import HOOKS, Entry, manifest
@@ -194,8 +194,8 @@ class HookManager:
             ):
                 continue
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
+                close = nearest(name, known)
+                hint = f"; did you mean {close!r}?" if close else ""
                 raise PluginContractError(
                     f"{name!r} is no hook of nshtrainer{hint} Known: {', '.join(known)}"
                 )

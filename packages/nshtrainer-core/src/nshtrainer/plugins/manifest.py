@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import os
 import re
 import threading
 import warnings
@@ -39,7 +40,6 @@ CALLBACKS = "nshtrainer.callbacks"
 LOGGERS = "nshtrainer.loggers"
 HOOKS = "nshtrainer.plugins"
 GROUPS = (CALLBACKS, LOGGERS, HOOKS)
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _MONOLITH = "nshtrainer"
 
 
@@ -63,7 +63,7 @@ class Entry:
     @property
     def has_valid_name(self) -> bool:
         """Whether the name may be used in a config: lower case letters, digits, underscores."""
-        return _NAME.fullmatch(self.name) is not None
+        return re.fullmatch(r"[a-z][a-z0-9_]*", self.name) is not None
 
     @property
     def version(self) -> str:
@@ -126,7 +126,7 @@ def scan() -> Manifest:
             text: str = distribution.read_text("entry_points.txt") or ""  # pyright: ignore[reportUnknownMemberType] -- partly untyped there
             if "nshtrainer." not in text:
                 continue
-            dist = normalized(distribution.name or _name_from_path(distribution))
+            dist = normalized(_name_from_path(distribution) or distribution.name)
             if dist in seen:  # shadowed: an earlier folder of sys.path has it
                 continue
             points: Any = distribution.entry_points
@@ -136,7 +136,8 @@ def scan() -> Manifest:
                 if ep.group in GROUPS
             ]
         except Exception as error:  # noqa: BLE001 -- any fault in foreign metadata is that one's alone
-            problems.append((_name_from_path(distribution), f"{type(error).__name__}: {error}"))
+            name = _name_from_path(distribution) or "unknown"
+            problems.append((name, f"{type(error).__name__}: {error}"))
             continue
         seen.add(dist)
         entries += found
@@ -157,9 +158,12 @@ def _distributions(problems: list[tuple[str, str]]) -> Iterable[importlib_metada
 
 
 def _name_from_path(distribution: importlib_metadata.Distribution) -> str:
-    path = getattr(distribution, "_path", None)
-    stem: str = getattr(path, "name", "") or "unknown"
-    return stem.partition("-")[0] if stem.endswith((".dist-info", ".egg-info")) else stem
+    """The name that a folder such as `acme_callbacks-1.0.dist-info` states, else "".
+
+    Reading it from the metadata would import and run the parser of e-mails.
+    """
+    stem, suffix = os.path.splitext(getattr(getattr(distribution, "_path", None), "name", ""))
+    return stem.partition("-")[0] if suffix in {".dist-info", ".egg-info"} else ""
 
 
 scan_count = 0

@@ -7,7 +7,6 @@ and `.` make no difference. Deny beats allow, and nshtrainer-core cannot be swit
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import os
 import re
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field, field_validator
 
 from nshtrainer.config import Config
+from nshtrainer.spelling import nearest
 
 from .catalogue import CORE
 
@@ -43,16 +43,16 @@ class PluginsConfig(Config):
     allow: list[str] | None = None
     """If set, only these distributions or entry points (and nshtrainer-core) may be used."""
 
-    disable: list[str] = Field(default_factory=list)
+    disable: list[str] = Field(default_factory=list[str])
     """Distributions or entry points that must not be used; `*` is all. Beats `allow`."""
 
-    prefer: dict[str, str] = Field(default_factory=dict)
+    prefer: dict[str, str] = Field(default_factory=dict[str, str])
     """For a name that several distributions provide: the distribution to take it from."""
 
-    require: list[str] = Field(default_factory=list)
+    require: list[str] = Field(default_factory=list[str])
     """Requirements such as `acme-callbacks>=1.2` that must be installed, else the config is invalid."""
 
-    defaults: list[str] = Field(default_factory=list)
+    defaults: list[str] = Field(default_factory=list[str])
     """Distributions whose `nshtrainer_default_callbacks` may add callbacks to this run."""
 
     @field_validator("require")
@@ -102,10 +102,7 @@ class Policy:
         """Names in the switches that fit nothing in *known*, each with the nearest one."""
         all_known = sorted({normalized(k) for k in known} | {CORE})
         used = (self.disable | (self.allow or frozenset())) - {"*"}
-        return [
-            (n, next(iter(difflib.get_close_matches(n, all_known, n=1)), None))
-            for n in sorted(used - set(all_known))
-        ]
+        return [(n, nearest(n, all_known)) for n in sorted(used - set(all_known))]
 
 
 def _split(value: str) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import (
+    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -101,22 +102,24 @@ class TrainerConfig(LightningArguments):
     in `callbacks` takes the place of the one of the same name in a slot.
     """
 
+    model_config = ConfigDict(defer_build=False)
+
     id: str | None = None
     """Identifies the run, and names its folder; None makes one when the run starts."""
 
-    name: list[str] = Field(default_factory=list)
+    name: list[str] = Field(default_factory=list[str])
     """Parts of the run's display name; one text is a list of one."""
 
     project: str | None = None
     """The project that the run belongs to, for loggers that have such."""
 
-    tags: list[str] = Field(default_factory=list)
+    tags: list[str] = Field(default_factory=list[str])
     """Words to find the run by."""
 
-    notes: list[str] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list[str])
     """Remarks about the run."""
 
-    meta: dict[str, PlainData] = Field(default_factory=dict)
+    meta: dict[str, PlainData] = Field(default_factory=dict[str, Any])
     """Anything else to keep with the run: text, numbers, lists, mappings."""
 
     debug: bool = False
@@ -142,7 +145,9 @@ class TrainerConfig(LightningArguments):
     )
     """Where metrics go; CSV files by default, null is the default, an empty list is nowhere."""
 
-    callbacks: list[Annotated[CallbackConfigBase, callback_registry]] = Field(default_factory=list)
+    callbacks: list[Annotated[CallbackConfigBase, callback_registry]] = Field(
+        default_factory=list[CallbackConfigBase]
+    )
     """Every other callback."""
 
     plugins: PluginsConfig = Field(default_factory=PluginsConfig)
@@ -214,9 +219,11 @@ class TrainerConfig(LightningArguments):
     @field_validator("id")
     @classmethod
     def _safe_id(cls, value: str | None) -> str | None:
+        if value is None:  # the import below is not worth its time for nothing
+            return None
         from nshtrainer.run.identity import validate_run_id
 
-        return None if value is None else validate_run_id(value)
+        return validate_run_id(value)
 
     @field_validator("plugins")
     @classmethod

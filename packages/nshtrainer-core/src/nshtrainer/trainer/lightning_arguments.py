@@ -11,8 +11,8 @@ import re
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError, SchemaValidator, core_schema
 
 from nshtrainer.config import Config
 from nshtrainer.types import MAX_INT, NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -56,13 +56,13 @@ def _devices(value: Any) -> Any:
     )
 
 
-_ISO_DURATION = TypeAdapter(timedelta)
-_CLOCK = re.compile(r"(\d+):(\d{1,2}):(\d{1,2}):(\d{1,2})")
+_ISO_DURATION = SchemaValidator(core_schema.timedelta_schema())
+_CLOCK = r"(\d+):(\d{1,2}):(\d{1,2}):(\d{1,2})"
 
 
 def _duration(value: Any) -> Any:
     """Lightning's other spellings: `"DD:HH:MM:SS"` and `{"days": 1, "hours": 2}`."""
-    if isinstance(value, str) and (match := _CLOCK.fullmatch(value.strip())):
+    if isinstance(value, str) and (match := re.fullmatch(_CLOCK, value.strip())):
         value = dict(
             zip(("days", "hours", "minutes", "seconds"), map(int, match.groups()), strict=True)
         )
@@ -118,6 +118,8 @@ Precision = Literal[
 
 class LightningArguments(Config):
     """The arguments of Lightning's Trainer that a file can say; None leaves them to Lightning."""
+
+    model_config = ConfigDict(defer_build=True)  # nobody validates this base by itself
 
     accelerator: str | None = None
     """`cpu`, `gpu`, `tpu`, `hpu`, `mps` or `auto`."""

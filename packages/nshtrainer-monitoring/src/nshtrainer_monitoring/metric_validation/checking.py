@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-__all__ = ["describe_missing", "is_validation_metric", "nearest"]
+from nshtrainer.spelling import nearest
+
+__all__ = ["describe_missing", "is_validation_metric", "nearest_metric"]
 
 _VALIDATION = re.compile(r"(val|valid|validation)(?![a-z])", re.IGNORECASE)
 
@@ -19,13 +20,13 @@ def is_validation_metric(name: str) -> bool:
     return _VALIDATION.match(name) is not None
 
 
-def nearest(name: str, logged: Iterable[str]) -> str | None:
+def nearest_metric(name: str, logged: Iterable[str]) -> str | None:
     """Return the logged name that *name* was probably meant to be."""
     plain = {_plain(other): other for other in logged}
     if (same := plain.get(_plain(name))) is not None:
         return same
-    close = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.6)
-    return plain[close[0]] if close else None
+    close = nearest(_plain(name), plain)
+    return None if close is None else plain[close]
 
 
 def describe_missing(
@@ -43,7 +44,7 @@ def describe_missing(
         f"{when}, {len(missing)} of {checked} required metrics had not been logged:",
     ]
     for name, source in missing.items():
-        close = nearest(name, logged)
+        close = nearest_metric(name, logged)
         hint = f" (nearest logged: {close!r})" if close else ""
         lines.append(f"  {name!r}{hint}, required by {source}")
     lines.append(f"Logged: {', '.join(sorted(logged)) or 'nothing'}.")
