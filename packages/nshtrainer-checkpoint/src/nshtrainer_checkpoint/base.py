@@ -6,26 +6,26 @@ import logging
 import time
 from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from weakref import proxy
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from nshtrainer.callbacks.callback import silence_unused_hooks
 
 from .config import BestCheckpointCallbackConfig, LastCheckpointCallbackConfig
-from .metadata import Record, SidecarReader, plain_metrics, sidecar_of
+from .metadata import Record, SidecarReader, sidecar_of
+from .moment import Moment, abandon, happen, participants_of, settle
 from .names import NameTemplate, duration_text
 from .plain import foreign_values, make_plain
 from .retention import retain
+from .source import check_loads, stop_checking
 from .storage import free_name, point_link
-from .writer import SavePlan, Writer, agree, newest_checkpoint
+from .writer import SavePlan, Writer, newest_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Callable, MutableMapping
 
     from lightning.pytorch import LightningModule, Trainer
 
@@ -60,11 +60,17 @@ class CheckpointCallback(ModelCheckpoint):
         self.writer, self._template = writer, template
         self._identity = config.identity
         self.save_top_k = -1 if config.topk == "all" else config.topk
+        self._policy = config
         self._topk = None if config.topk == "all" else config.topk
+        self.moments = self._listens_to()
+        self.async_save = bool(config.async_save)
+        self.on_save_error: Literal["raise", "warn"] = config.on_save_error or "raise"
+        self._seen_step = 0
+        self._last_moment: Moment | None = None
         self._warned: set[str] = set()
         self._checked_content = False
         self._loaded_paths: list[Path] = []
-        silence_unused_hooks(self)
+        silence_unused_hooks(self, *(() if "step" in self.moments else ("on_train_batch_end",)))
 
     # ---- what differs -----------------------------------------------------------------------
 
@@ -80,6 +86,14 @@ class CheckpointCallback(ModelCheckpoint):
     def _rank(self, records: list[Record]) -> list[Record]:
         """Sort, the most worth keeping first."""
 
+    def _listens_to(self) -> frozenset[Moment]:
+        """The moments at which it may want to save."""
+        config = self._policy
+        moments: set[Moment] = {"validation_end", "epoch_end"}
+        if config.every_n_steps is not None:
+            moments.add("step")
+        return frozenset(moments)
+
     # ---- Lightning's hooks, all of them -------------------------------------------------------
 
     @property
@@ -92,12 +106,16 @@ class CheckpointCallback(ModelCheckpoint):
         self.writer.settle(trainer, stage)
         self.dirpath = str(self.writer.folder)
         self._checked_content = False
+        if participants_of(trainer)[0] is self:
+            check_loads(trainer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        stop_checking(trainer)
         self._last_time_checked = time.monotonic()
+        self._seen_step = trainer.global_step
         if trainer.global_step == 0:
-            self._last_global_step_saved = 0  # of an earlier fit
+            self._last_global_step_saved, self._last_moment = 0, None  # of an earlier fit
         self.writer.begin(trainer)
         if trainer.is_global_zero:
             ranked = self._rank(self._competitors())
@@ -110,26 +128,41 @@ class CheckpointCallback(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Nothing here; `LastCheckpointCallback` looks at its interval."""
+        # Between optimizer steps there are gradients that no checkpoint would hold.
+        if trainer.global_step != self._seen_step:
+            happen(self, trainer, "step")
+            self._seen_step = trainer.global_step
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not _validates(trainer):
-            self._save_if_due(trainer, pl_module)
+        happen(self, trainer, "epoch_end")
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        happen(self, trainer, "validation_start")
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save_if_due(trainer, pl_module)
+        happen(self, trainer, "validation_end")
 
     @override
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Nothing: a collective save could wait for a rank that has gone."""
+        """Only waits for what is being written: a collective save could wait for a rank that has gone."""
+        stop_checking(trainer)
+        abandon(trainer)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing here; `LastCheckpointCallback` saves steps made since its last save."""
+        happen(self, trainer, "train_end")
+        if participants_of(trainer)[-1] is self:
+            settle(trainer)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        stop_checking(trainer)
+        abandon(trainer)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -146,12 +179,14 @@ class CheckpointCallback(ModelCheckpoint):
             "kept": [str(path) for path in self.best_k_models],
             "last_model_path": str(self.last_model_path),
             "last_saved_step": self._last_global_step_saved,
+            "last_moment": self._last_moment,
         }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.writer.load_state_dict(state_dict)
         self._last_global_step_saved = int(state_dict.get("last_saved_step", 0))
+        self._last_moment = state_dict.get("last_moment")
         same = (state_dict.get("monitor"), state_dict.get("mode")) == (self.monitor, self.mode)
         self._loaded_paths = [Path(p) for p in state_dict.get("kept", ())] if same else []
 
@@ -198,56 +233,59 @@ class CheckpointCallback(ModelCheckpoint):
 
     # ---- saving -------------------------------------------------------------------------------
 
-    def _logged(self, trainer: Trainer) -> dict[str, Any]:
+    def logged(self, trainer: Trainer, moment: Moment) -> dict[str, Any]:
+        """The metrics known now."""
         return dict(trainer.callback_metrics)
 
-    def _is_due(self, trainer: Trainer) -> bool:
-        """Whether there was a training step since the last decision; the same on every rank."""
-        return (
-            trainer.state.fn == TrainerFn.FITTING
-            and not trainer.sanity_checking
-            and not trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType] -- set in Lightning's __init__
-            and trainer.global_step != self._last_global_step_saved
-        )
+    def wants(self, trainer: Trainer, moment: Moment) -> bool:
+        """Whether to save now; the same on every rank."""
+        config = self._policy
+        if moment == "step":
+            return self._is_step_due(trainer) and self._is_new(trainer, moment)
+        if moment == "validation_end":
+            return config.on_validation_end and self._is_new(trainer, moment)
+        if moment == "epoch_end":
+            n = config.every_n_epochs
+            is_due = (config.on_validation_end and not _validates(trainer)) or (
+                n is not None and (trainer.current_epoch + 1) % n == 0
+            )
+            return is_due and self._is_new(trainer, moment)
+        return self._is_new(trainer, moment)
 
-    def _save_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._is_due(trainer):
-            self._save(trainer, pl_module)
+    def _is_step_due(self, trainer: Trainer) -> bool:
+        """Whether a multiple was reached; several optimizers count up by more than one."""
+        n = self._policy.every_n_steps
+        return n is not None and trainer.global_step // n > self._seen_step // n
 
-    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        logged = self._logged(trainer)  # on every rank: computing it may be a collective
-        plan = agree(trainer, lambda: self._plan(trainer, plain_metrics(logged)))
+    def _is_new(self, trainer: Trainer, moment: Moment) -> bool:
+        """Whether there is something to save since the last time: a step, or a validation after it."""
+        if trainer.global_step != self._last_global_step_saved:
+            return True
+        before_validation = self._last_moment in ("step", "validation_start")
+        return moment == "validation_end" and before_validation
+
+    def decided(
+        self, trainer: Trainer, moment: Moment, plan: SavePlan | None
+    ) -> Callable[[], None]:
+        """Take note of what will be written, before it is: the file's own state counts it."""
+        names = (
+            "best_k_models", "_best_model_path", "best_model_score", "last_model_path",
+            "kth_best_model_path", "kth_value", "current_score", "_last_checkpoint_saved",
+            "_last_global_step_saved", "_last_moment",
+        )  # fmt: skip
+        before = {name: getattr(self, name) for name in names}
         self._last_time_checked = time.monotonic()
-        before = self._last_global_step_saved
-        self._last_global_step_saved = trainer.global_step
-        if plan is None:
-            return
-        shown = (
-            self.best_k_models,
-            self._best_model_path,
-            self.best_model_score,
-            self.last_model_path,
-        )
-        self._show(plan.kept)  # before the save: the checkpoint's own state counts it
-        self.last_model_path = str(plan.record.path)
-        self.current_score = _tensor(plan.record.value)
-        try:
-            self.writer.write(trainer, pl_module, plan)
-        except BaseException:
-            self._last_global_step_saved = before
-            (
-                self.best_k_models,
-                self._best_model_path,
-                self.best_model_score,
-                self.last_model_path,
-            ) = shown
-            raise
-        self._last_checkpoint_saved = self.last_model_path
-        if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                logger.after_save_checkpoint(proxy(self))
+        self._last_global_step_saved, self._last_moment = trainer.global_step, moment
+        if plan is not None:
+            self._show(plan.kept)
+            self.last_model_path = self._last_checkpoint_saved = str(plan.record.path)
+            self.current_score = _tensor(plan.record.value)
+        return lambda: self.__dict__.update(before)
 
-    def _plan(self, trainer: Trainer, metrics: dict[str, float]) -> SavePlan | None:
+    def plan(
+        self, trainer: Trainer, metrics: dict[str, float], save_number: int
+    ) -> SavePlan | None:
+        """What to write and delete; rank 0 only."""
         writer = self.writer
         values = {
             **metrics,
@@ -263,7 +301,9 @@ class CheckpointCallback(ModelCheckpoint):
                     f"the file name asks for {key!r}, which was not logged or has another format; "
                     f"it reads 'none'. Known now: {', '.join(sorted(values))}.",
                 )
-        new = writer.new_record(trainer, free_name(writer.folder, stem), self._value(metrics))
+        new = writer.new_record(
+            trainer, free_name(writer.folder, stem), self._value(metrics), save_number
+        )
         decision = retain(
             self._rank([*self._competitors(), new]),
             new,

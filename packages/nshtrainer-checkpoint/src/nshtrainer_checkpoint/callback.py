@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from nshtrainer.callbacks.callback import resolve_config, silence_unused_hooks
+from nshtrainer.callbacks.callback import resolve_config
 from nshtrainer.errors import ConfigError
 from nshtrainer.spelling import nearest
 
 from .base import CheckpointCallback
 from .config import BestCheckpointCallbackConfig, LastCheckpointCallbackConfig
 from .metadata import Record
+from .moment import Moment
 from .names import Key, NameTemplate, slug
 from .retention import best_first, newest_first
 from .writer import Writer
@@ -77,7 +78,6 @@ class BestCheckpointCallback(CheckpointCallback):
         )
         self._before: Any = None
         self._waits_for_epoch = False
-        silence_unused_hooks(self, "on_train_batch_end")
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -86,34 +86,35 @@ class BestCheckpointCallback(CheckpointCallback):
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_start(trainer, pl_module)
         self._before = trainer.callback_metrics.get(self._metric.name)
 
     @override
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._is_due(trainer):
-            return
-        # Lightning keeps the value of the epoch before until a training metric is reduced again,
-        # which is after this. Rank 0 decides: the others may not have logged it at all.
-        is_there = self._metric.name in self._logged(trainer)
-        if trainer.strategy.broadcast(is_there):
-            self._save(trainer, pl_module)
-        else:
-            self._waits_for_epoch = True
-
-    @override
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._waits_for_epoch:
+    def wants(self, trainer: Trainer, moment: Moment) -> bool:
+        if moment == "epoch_end" and self._waits_for_epoch:
             self._waits_for_epoch = False
-            self._save_if_due(trainer, pl_module)
-        else:
-            super().on_train_epoch_end(trainer, pl_module)
+            return self._is_new(trainer, moment)
+        if not super().wants(trainer, moment):
+            return False
+        if moment == "epoch_end":
+            return True
+        # Lightning keeps the value of the epoch before until a training metric is reduced again,
+        # which is after the validation. Rank 0 decides: the others may not have logged it at all.
+        is_there = trainer.strategy.broadcast(self._metric.name in self.logged(trainer, moment))
+        self._waits_for_epoch = moment == "validation_end" and not is_there
+        return is_there
 
     @override
-    def _logged(self, trainer: Trainer) -> dict[str, Any]:
-        """Without the metric, if nothing was logged for it since validation began."""
-        logged = super()._logged(trainer)
-        if self._before is not None and logged.get(self._metric.name) is self._before:
-            del logged[self._metric.name]
+    def logged(self, trainer: Trainer, moment: Moment) -> dict[str, Any]:
+        """Without the metric, if nothing was logged for it since validation began, or in this step."""
+        logged = super().logged(trainer, moment)
+        name = self._metric.name
+        is_old = self._before is not None and logged.get(name) is self._before
+        if moment == "step":
+            now: Any = trainer._logger_connector.metrics  # pyright: ignore[reportPrivateUsage] -- the only place that tells old values from new ones
+            is_old = name not in now["callback"]
+        if is_old:
+            logged.pop(name, None)
         return logged
 
     @override
@@ -178,34 +179,29 @@ class LastCheckpointCallback(CheckpointCallback):
             if config.filename is not None
             else _default_template("-duration", "train_duration"),
         )
-        self._seen_step = 0
         self._interval = config.save_on_time_interval
+
+    @override
+    def _listens_to(self) -> frozenset[Moment]:
+        config = self.config
+        moments: set[Moment] = {*super()._listens_to()}
+        if config.on_train_end:
+            moments.add("train_end")
+        if config.before_validation:
+            moments.add("validation_start")
+        if config.save_on_time_interval is not None:
+            moments.add("step")
+        return frozenset(moments)
+
+    @override
+    def _is_step_due(self, trainer: Trainer) -> bool:
+        """Also when the interval is over: rank 0 asks its clock and tells the others."""
+        if super()._is_step_due(trainer):
+            return True
         if self._interval is None:
-            silence_unused_hooks(self, "on_train_batch_end")
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        self._seen_step = trainer.global_step
-
-    @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save when the interval is over: rank 0 asks its clock and tells the others."""
-        # Between optimizer steps there are gradients that no checkpoint would hold.
-        if self._interval is None or trainer.global_step == self._seen_step:
-            return
-        self._seen_step = trainer.global_step
-        is_due = (
-            time.monotonic() - (self._last_time_checked or 0.0) >= self._interval.total_seconds()
-        )
-        if trainer.strategy.broadcast(is_due):
-            self._save_if_due(trainer, pl_module)
-
-    @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save_if_due(trainer, pl_module)
+            return False
+        since = time.monotonic() - (self._last_time_checked or 0.0)
+        return trainer.strategy.broadcast(since >= self._interval.total_seconds())
 
     @override
     def _value(self, metrics: dict[str, float]) -> float | None:

@@ -55,6 +55,7 @@ def _no_number(value: Any) -> Any:
 
 LocalPath = Annotated[Path, BeforeValidator(_local)]
 Interval = Annotated[timedelta, BeforeValidator(_no_number), Field(gt=timedelta(0))]
+OnSaveError = Literal["raise", "warn"]
 
 
 class _CheckpointConfig(CallbackConfigBase):
@@ -80,11 +81,42 @@ class _CheckpointConfig(CallbackConfigBase):
         return {"epoch": 0, "step": 0}
 
 
-class BestCheckpointCallbackConfig(_CheckpointConfig):
+class _PolicyConfig(_CheckpointConfig):
+    """What best and last have in common: when to save, what to keep, and how it is written."""
+
+    topk: PositiveInt | Literal["all"] = 1
+    """How many checkpoints to keep."""
+
+    every_n_steps: PositiveInt | None = None
+    """Save also after each this many optimizer steps."""
+
+    every_n_epochs: PositiveInt | None = None
+    """Save also at the end of each this many epochs."""
+
+    on_validation_end: bool = True
+    """Save when a validation has ended; in a run without validation, when an epoch has ended."""
+
+    save_weights_only: bool = False
+    """Leave out optimizers, schedulers and callbacks; such a checkpoint cannot be resumed from."""
+
+    save_symlink: bool = True
+    """Keep a link to the first one, beside the folder."""
+
+    async_save: bool | None = None
+    """Write in the background: training waits only for a copy of the state in memory. None is what
+    `CheckpointSavingConfig` says, else False."""
+
+    on_save_error: OnSaveError | None = None
+    """When a checkpoint cannot be written, after several tries: stop with the error (`raise`), or log
+    it and train on (`warn`). None is what `CheckpointSavingConfig` says, else `raise`."""
+
+
+class BestCheckpointCallbackConfig(_PolicyConfig):
     """Keeps the checkpoints with the best values of a metric.
 
-    It acts when a validation has ended (in a run without validation, when an epoch has ended). A
-    value that is NaN, infinite or was not logged ranks behind every number.
+    It acts when a validation has ended (in a run without validation, when an epoch has ended), and
+    when else it is told to, but then only if the metric has just been logged. A value that is NaN,
+    infinite or was not logged ranks behind every number. The link is `best_<metric>.ckpt`.
     """
 
     name: Literal["best_checkpoint"] = "best_checkpoint"
@@ -96,15 +128,6 @@ class BestCheckpointCallbackConfig(_CheckpointConfig):
 
     metric: MetricConfig | None = None
     """The metric; None is the run's `primary_metric`."""
-
-    topk: PositiveInt | Literal["all"] = 1
-    """How many checkpoints to keep."""
-
-    save_weights_only: bool = False
-    """Leave out optimizers, schedulers and callbacks; such a checkpoint cannot be resumed from."""
-
-    save_symlink: bool = True
-    """Keep a link `best_<metric>.ckpt` to the best one, beside the folder."""
 
     throw_on_no_metric: bool = True
     """Without any metric: an error (True), or no checkpoints (False)."""
@@ -152,23 +175,21 @@ class BestCheckpointCallbackConfig(_CheckpointConfig):
         return f"{name}-{self.label}" if self.label else name
 
 
-class LastCheckpointCallbackConfig(_CheckpointConfig):
+class LastCheckpointCallbackConfig(_PolicyConfig):
     """Keeps the newest checkpoints.
 
     It acts when a validation has ended (in a run without validation, when an epoch has ended), at
-    the end of training if there were steps since, and after each time interval.
+    the end of training if there were steps since, and when else it is told to; each option adds
+    moments to those of the others. The link is `last.ckpt`.
     """
 
     name: Literal["last_checkpoint"] = "last_checkpoint"
 
-    topk: PositiveInt | Literal["all"] = 1
-    """How many checkpoints to keep."""
+    on_train_end: bool = True
+    """Save at the end of training, if there were steps since the last save."""
 
-    save_weights_only: bool = False
-    """Leave out optimizers, schedulers and callbacks; such a checkpoint cannot be resumed from."""
-
-    save_symlink: bool = True
-    """Keep a link `last.ckpt` to the newest one, beside the folder."""
+    before_validation: bool = False
+    """Save also before each validation, so that one that fails costs no steps."""
 
     save_on_time_interval: Interval | None = None
     """Save also when this much time has passed since the last save, by rank 0's clock."""
@@ -225,6 +246,9 @@ def _default_callbacks() -> list[Any]:
     ]
 
 
+_SHARED = ("async_save", "on_save_error")
+
+
 class CheckpointSavingConfig(CallbackConfigBase):
     """All checkpoints of a run: by default the best, the last and one on an exception."""
 
@@ -236,11 +260,24 @@ class CheckpointSavingConfig(CallbackConfigBase):
     checkpoint_callbacks: list[_Saving] = Field(default_factory=_default_callbacks)
     """What to save; an empty list saves nothing."""
 
+    async_save: bool = False
+    """Write in the background: training waits only for a copy of the state in memory."""
+
+    on_save_error: OnSaveError = "raise"
+    """When a checkpoint cannot be written, after several tries: stop with the error (`raise`), or log
+    it and train on (`warn`); the older checkpoints are as they were."""
+
     @override
     def create_callbacks(self, trainer_config: TrainerConfig) -> Iterable[Callback]:
         if self.enabled and not trainer_config.fast_dev_run:
             for config in self.checkpoint_callbacks:
-                yield from config.build(trainer_config)
+                yield from self._with_shared(config).build(trainer_config)
+
+    def _with_shared(self, config: CallbackConfigBase) -> CallbackConfigBase:
+        """*config* with what it leaves open taken from here."""
+        fields = type(config).model_fields
+        left_open = [n for n in _SHARED if n in fields and getattr(config, n) is None]
+        return config.replace(**{n: getattr(self, n) for n in left_open}) if left_open else config
 
 
 def _best_metrics(trainer_config: TrainerConfig) -> Iterator[MetricConfig]:

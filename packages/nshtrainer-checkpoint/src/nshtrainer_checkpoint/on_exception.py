@@ -15,6 +15,7 @@ from typing_extensions import override
 from nshtrainer.callbacks.callback import resolve_config, silence_unused_hooks
 
 from .config import OnExceptionCheckpointCallbackConfig
+from .moment import abandon
 from .names import Key, NameTemplate
 from .plain import make_plain
 from .storage import free_name
@@ -126,7 +127,8 @@ class OnExceptionCheckpointCallback(Checkpoint):
             )
             return
         try:
-            path = self._save(trainer, pl_module)
+            abandon(trainer)  # what is being written may be the newest
+            path = self._save(trainer)
         except Exception:
             log.exception(
                 "no checkpoint could be saved on %s, which follows; older checkpoints are as they "
@@ -136,7 +138,7 @@ class OnExceptionCheckpointCallback(Checkpoint):
         else:
             log.info("saved %s on %s", path, type(exception).__name__)
 
-    def _save(self, trainer: Trainer, pl_module: LightningModule) -> Path:
+    def _save(self, trainer: Trainer) -> Path:
         writer = self.writer
         values: dict[str, float | str] = {
             "epoch": trainer.current_epoch,
@@ -154,7 +156,7 @@ class OnExceptionCheckpointCallback(Checkpoint):
             path = free_name(writer.folder, stem)
             new = writer.new_record(trainer, path)
         removed = [r for r in old if r.path != path and writer.may_remove(trainer, r)]
-        writer.write(trainer, pl_module, writer.plan(new, removed=removed), alone=True)
+        writer.write_alone(trainer, writer.plan(new, removed=removed))
         return path
 
     def _template(self) -> NameTemplate:

@@ -27,7 +27,7 @@ from nshtrainer.files import (
 from .metadata import PENDING, SIDECAR, Record, digest, is_intact, pending_of, sidecar_of
 from .names import EXTENSION
 
-__all__ = ["commit", "discard", "free_name", "point_link", "recover", "remove"]
+__all__ = ["commit", "discard", "free_name", "point_link", "recover", "remove", "share"]
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +74,30 @@ def commit(
         raise
     put_in_place(pending, sidecar_of(path))
     return metadata
+
+
+def share(source: Path, target: Path) -> None:
+    """Give the finished file or directory *source* a second name, by hard link where possible.
+
+    Raises:
+        OSError: It could be neither linked nor copied; nothing of *target* is left.
+    """
+    try:
+        if source.is_dir():
+            shutil.copytree(source, target, copy_function=os.link)
+        else:
+            os.link(source, target)
+    except OSError:
+        discard(target)
+        try:
+            if source.is_dir():
+                shutil.copytree(source, target)
+            else:
+                shutil.copyfile(source, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                discard(target)
+            raise
 
 
 def remove(record: Record) -> bool:

@@ -21,15 +21,28 @@ from nshtrainer.runtime import driver, events
 from .lineage import Lineage
 from .metadata import Record, SidecarReader, is_intact, json_number
 from .retention import newest_first
-from .storage import commit, discard, point_link, recover, remove
-from .streaming import streaming
+from .retry import retrying
+from .storage import commit, discard, point_link, recover, remove, share
+from .streaming import StreamingCheckpointIO, streaming
 
 if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch import Trainer
 
     from nshtrainer.run.run import Run
 
-__all__ = ["SavePlan", "Writer", "agree", "newest_checkpoint", "writers_of"]
+__all__ = [
+    "Committed",
+    "SavePlan",
+    "Writer",
+    "agree",
+    "announce",
+    "commit_all",
+    "drop",
+    "newest_checkpoint",
+    "next_save_number",
+    "wait_for_plugin",
+    "writers_of",
+]
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +61,15 @@ class SavePlan:
     metadata: dict[str, Any]
     kept: list[Record]
     """What counts afterwards, first one first."""
+
+
+@dataclass
+class Committed:
+    """What became of a plan."""
+
+    path: Path
+    metadata: dict[str, Any]
+    removed: list[Path]
 
 
 class Writer:
@@ -98,6 +120,11 @@ class Writer:
         else:
             parent = self._parent
         return None if parent is None else parent / self.folder_name
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the folder has been agreed on."""
+        return self._parent is not None
 
     @property
     def folder(self) -> Path:
@@ -213,16 +240,23 @@ class Writer:
 
     # ---- saving -----------------------------------------------------------------------------
 
-    def new_record(self, trainer: Trainer, path: Path, value: float | None = None) -> Record:
+    def new_record(
+        self,
+        trainer: Trainer,
+        path: Path,
+        value: float | None = None,
+        save_number: int | None = None,
+    ) -> Record:
         """Return the record of a checkpoint to be written now."""
-        everywhere = [r for w in writers_of(trainer) if w._parent for r in w.present()]
+        if save_number is None:
+            save_number = next_save_number(trainer)
         return Record(
             path=path,
             run_id=self.run_id,
             callback=self.identity,
             attempt=self.lineage.attempt if self.lineage else 1,
             step=trainer.global_step,
-            save_number=1 + max((r.save_number for r in everywhere), default=0),
+            save_number=save_number,
             epoch=trainer.current_epoch,
             value=value,
             weights_only=self.weights_only,
@@ -269,52 +303,74 @@ class Writer:
             self.run.directory.ensure("checkpoint")
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def write(
-        self, trainer: Trainer, pl_module: LightningModule, plan: SavePlan, *, alone: bool = False
-    ) -> dict[str, Any]:
-        """Save, commit, point the link, delete what fell out, and tell the other callbacks.
-
-        Args:
-            trainer: Every rank calls this, unless *alone*.
-            pl_module: Its module.
-            plan: The same on every rank.
-            alone: Only this rank (zero) is here; nothing waits for another one.
-
-        Returns:
-            The content of the sidecar.
+    def write_alone(self, trainer: Trainer, plan: SavePlan) -> Committed:
+        """Save and commit *plan* on this rank (zero) without waiting for any other, and tell of it.
 
         Raises:
             OSError: The checkpoint could not be written; older ones are as they were.
-            NshTrainerError: The same, on the other ranks.
         """
         try:
-            with (
-                streaming(trainer) as stream,
-                _no_barrier(trainer) if alone else contextlib.nullcontext(),
-            ):
+            with streaming(trainer) as stream, _no_barrier(trainer):
                 trainer.save_checkpoint(plan.temporary, self.weights_only)
-            _wait_for_async(trainer)
-            known = stream.digests.get(plan.temporary)
-            finish = lambda: self._finish(plan, known)  # noqa: E731 -- two uses
-            metadata, removed = finish() if alone else agree(trainer, finish)
+            wait_for_plugin(trainer)
+            committed = commit_all([(self, plan)], stream)
         except BaseException:
-            if trainer.is_global_zero:
-                with contextlib.suppress(OSError):
-                    discard(plan.temporary)
+            drop([plan])
             raise
-        log.debug("saved %s", plan.record.path)
-        events.emit(trainer, events.ON_CHECKPOINT_SAVED, plan.record.path, metadata)
-        for path in removed:
-            events.emit(trainer, events.ON_CHECKPOINT_REMOVED, path)
-        return metadata
+        announce(trainer, committed)
+        return committed[0]
 
-    def _finish(
-        self, plan: SavePlan, known: tuple[int, str] | None
-    ) -> tuple[dict[str, Any], list[Path]]:
-        metadata = commit(plan.temporary, plan.record.path, plan.metadata, known)
-        if self.link is not None and plan.link_to is not None:
-            point_link(self.link, plan.link_to)
-        return metadata, [r.path for r in plan.removed if remove(r)]
+
+def commit_all(
+    plans: list[tuple[Writer, SavePlan]], stream: StreamingCheckpointIO
+) -> list[Committed]:
+    """Commit one dump under the names of all *plans*, point their links, delete what fell out.
+
+    Args:
+        plans: Each with its writer; the dump lies, or will lie, at the first one's temporary path.
+        stream: What wrote the dump, or holds it.
+
+    Raises:
+        OSError: Something could not be written; older checkpoints are as they were.
+    """
+    known = stream.finish()
+    first = plans[0][1]
+    for _, plan in plans[1:]:
+        retrying(lambda plan=plan: share(first.temporary, plan.temporary), plan.temporary.parent)
+    done: list[Committed] = []
+    for _, plan in plans:
+        metadata = retrying(
+            lambda plan=plan: commit(plan.temporary, plan.record.path, plan.metadata, known),
+            plan.record.path,
+        )
+        done.append(Committed(plan.record.path, metadata, []))
+    for (writer, plan), committed in zip(plans, done, strict=True):
+        if writer.link is not None and plan.link_to is not None:
+            point_link(writer.link, plan.link_to)
+        committed.removed = [r.path for r in plan.removed if remove(r)]
+    return done
+
+
+def drop(plans: Iterable[SavePlan]) -> None:
+    """Delete the temporary files of *plans* that came to nothing."""
+    for plan in plans:
+        with contextlib.suppress(OSError):
+            discard(plan.temporary)
+
+
+def announce(trainer: Trainer, committed: Iterable[Committed]) -> None:
+    """Tell the other callbacks of checkpoints that were committed and deleted."""
+    for one in committed:
+        log.debug("saved %s", one.path)
+        events.emit(trainer, events.ON_CHECKPOINT_SAVED, one.path, one.metadata)
+        for path in one.removed:
+            events.emit(trainer, events.ON_CHECKPOINT_REMOVED, path)
+
+
+def next_save_number(trainer: Trainer) -> int:
+    """Return the number after that of the newest checkpoint of the run, whoever wrote it."""
+    everywhere = [r for w in writers_of(trainer) if w.is_settled for r in w.present()]
+    return 1 + max((r.save_number for r in everywhere), default=0)
 
 
 def writers_of(trainer: Trainer) -> list[Writer]:
@@ -391,7 +447,8 @@ def _pass(*_args: Any, **_kwargs: Any) -> None:
     """Wait for nobody."""
 
 
-def _wait_for_async(trainer: Trainer) -> None:
+def wait_for_plugin(trainer: Trainer) -> None:
+    """Wait until a plugin of the user's that saves in the background has written the file."""
     checkpoint_io = trainer.strategy.checkpoint_io
     if isinstance(checkpoint_io, AsyncCheckpointIO):
         checkpoint_io.teardown()  # waits for the thread and raises its error; the next save makes a new one
