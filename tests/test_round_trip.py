@@ -127,8 +127,13 @@ metadata = st.fixed_dictionaries(
 )
 COMMON = {"metadata": metadata, "label": maybe(labels), "added_by": maybe(texts)}
 _checkpoint = {"dirpath": maybe(paths), "filename": maybe(templates)}
+_shared = {"async_save": st.booleans(), "on_save_error": st.sampled_from(["raise", "warn"])}
 _kept = {
     **_checkpoint,
+    **{option: maybe(values) for option, values in _shared.items()},
+    "every_n_steps": maybe(positive),
+    "every_n_epochs": maybe(positive),
+    "on_validation_end": st.booleans(),
     "topk": positive | st.just("all"),
     "save_weights_only": st.booleans(),
     "save_symlink": st.booleans(),
@@ -138,7 +143,7 @@ _globs = st.lists(filled, max_size=3)
 OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "act_save": {"enabled": st.booleans(), "save_dir": maybe(paths)},
     "best_checkpoint": {**_kept, "metric": maybe(metrics), "throw_on_no_metric": st.booleans()},
-    "checkpoint_saving": {"enabled": st.booleans()},
+    "checkpoint_saving": {"enabled": st.booleans(), **_shared},
     "debug_flag": {"enabled": st.booleans()},
     "early_stopping": {
         "metric": maybe(metrics), "patience": non_negative, "min_delta": non_negative_reals,
@@ -155,7 +160,10 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "threshold": positive_reals, "norm_type": positive_reals | st.sampled_from(["2", "inf"]),
         "start_after_n_steps": maybe(non_negative), "skip_non_finite": st.booleans(),
     },
-    "last_checkpoint": {**_kept, "save_on_time_interval": maybe(durations)},
+    "last_checkpoint": {
+        **_kept, "save_on_time_interval": maybe(durations), "on_train_end": st.booleans(),
+        "before_validation": st.booleans(),
+    },
     "learning_rate_monitor": {
         "logging_interval": st.sampled_from(["step", "epoch", None]), "log_momentum": st.booleans(),
         "log_weight_decay": st.booleans(),
