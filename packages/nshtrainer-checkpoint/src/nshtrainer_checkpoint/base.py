@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
 from nshtrainer.callbacks.callback import silence_unused_hooks
+from nshtrainer.trainer.record import describe_run
 
 from .config import BestCheckpointCallbackConfig, LastCheckpointCallbackConfig
 from .metadata import Record, SidecarReader, sidecar_of
@@ -20,7 +21,7 @@ from .moment import Moment, abandon, happen, participants_of, settle
 from .names import NameTemplate, duration_text
 from .plain import foreign_values, make_plain
 from .retention import retain
-from .source import check_loads, stop_checking
+from .source import check_source, stop_checking
 from .storage import free_name, point_link
 from .writer import SavePlan, Writer, newest_checkpoint
 
@@ -42,6 +43,9 @@ class CheckpointCallback(ModelCheckpoint):
     A `ModelCheckpoint`, since Lightning's `ckpt_path="last"` and loggers ask for one, but none of
     its hooks is used.
     """
+
+    finds_newest_checkpoint = True
+    """`nshtrainer.Trainer` takes `ckpt_path="auto"` where a callback says so."""
 
     def __init__(
         self,
@@ -107,7 +111,7 @@ class CheckpointCallback(ModelCheckpoint):
         self.dirpath = str(self.writer.folder)
         self._checked_content = False
         if participants_of(trainer)[0] is self:
-            check_loads(trainer)
+            check_source(trainer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -322,6 +326,7 @@ class CheckpointCallback(ModelCheckpoint):
             link_to=own[0] if own else None,
             metrics=metrics,
             monitor=monitor,
+            about=describe_run(trainer),
         )
 
     def _inherited(self) -> list[Record]:

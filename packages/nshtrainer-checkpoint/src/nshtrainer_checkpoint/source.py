@@ -1,63 +1,98 @@
-"""The checkpoint that a run starts from is looked at before it is used."""
+"""The checkpoint that a run starts from: found for `ckpt_path="auto"`, looked at before it is used."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.trainer.states import TrainerFn
+
 from nshtrainer.errors import ConfigError
 
 from .metadata import Record, SidecarReader, is_intact, pending_of
 from .retention import newest_first
-from .writer import agree
+from .writer import agree, newest_checkpoint
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-__all__ = ["check_loads", "stop_checking"]
+__all__ = ["AUTO", "check_source", "stop_checking"]
+
+log = logging.getLogger(__name__)
+
+AUTO = "auto"
+"""As a `ckpt_path`: the newest checkpoint of this run, or none."""
+
+_METHOD = "resume_start"
 
 
-def check_loads(trainer: Trainer) -> None:
-    """Have *trainer* refuse a checkpoint that is not what was committed; called in `setup`.
+def check_source(trainer: Trainer) -> None:
+    """Have *trainer* resolve `"auto"`, and refuse a checkpoint that is not what was committed.
 
-    No hook comes before Lightning reads the file, so the strategy's `load_checkpoint` is wrapped. A
-    file without metadata of ours, say one of Lightning's own, is left to torch.
+    Called in `setup`, when the folders are settled and cleared up. No hook comes between that and
+    the moment when Lightning reads the file, so the connector's `resume_start` is wrapped. A file
+    without metadata of ours, say one of Lightning's own, is left to torch.
     """
-    instance = vars(trainer.strategy)
-    if not isinstance(instance.get("load_checkpoint"), _CheckingLoad):
-        instance["load_checkpoint"] = _CheckingLoad(trainer, instance.get("load_checkpoint"))
+    connector = _connector(trainer)
+    instance = vars(connector)
+    if not isinstance(instance.get(_METHOD), _CheckedStart):
+        instance[_METHOD] = _CheckedStart(trainer, instance.get(_METHOD))
 
 
 def stop_checking(trainer: Trainer) -> None:
-    """Undo `check_loads`; does nothing without it, or where somebody has wrapped the method since."""
-    instance = vars(trainer.strategy)
-    wrapper = instance.get("load_checkpoint")
-    if isinstance(wrapper, _CheckingLoad):
-        del instance["load_checkpoint"]
+    """Undo `check_source`; does nothing without it, or where somebody has wrapped the method since."""
+    instance = vars(_connector(trainer))
+    wrapper = instance.get(_METHOD)
+    if isinstance(wrapper, _CheckedStart):
+        del instance[_METHOD]
         if wrapper.below is not None:
-            instance["load_checkpoint"] = wrapper.below
+            instance[_METHOD] = wrapper.below
 
 
-class _CheckingLoad:
-    """Stands in the place of one strategy's `load_checkpoint`; can be pickled with it."""
+def _connector(trainer: Trainer) -> Any:
+    return trainer._checkpoint_connector  # pyright: ignore[reportPrivateUsage] -- nothing public knows what will be loaded
 
-    def __init__(self, trainer: Trainer, below: Callable[..., Any] | None) -> None:
+
+class _CheckedStart:
+    """Stands in the place of one connector's `resume_start`; can be pickled with it."""
+
+    def __init__(self, trainer: Trainer, below: Callable[..., None] | None) -> None:
         self.trainer, self.below = trainer, below
 
-    def __call__(self, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Check, then load.
+    def __call__(self, checkpoint_path: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Find or check, then load.
 
         Raises:
             ConfigError: It is unfinished or damaged; the message names the newest good one beside it.
             NshTrainerError: The same, on the other ranks.
         """
-        agree(self.trainer, lambda: _check(str(checkpoint_path)))
+        trainer = self.trainer
+        if checkpoint_path == AUTO:
+            checkpoint_path = agree(trainer, lambda: _newest(trainer))
+        elif checkpoint_path:
+            agree(trainer, lambda: _check(str(checkpoint_path)))
         if self.below is not None:
-            return self.below(checkpoint_path, *args, **kwargs)
-        load: Any = type(self.trainer.strategy).load_checkpoint
-        return load(self.trainer.strategy, checkpoint_path, *args, **kwargs)
+            self.below(checkpoint_path, *args, **kwargs)
+        else:
+            connector = _connector(trainer)
+            type(connector).resume_start(connector, checkpoint_path, *args, **kwargs)
+
+
+def _newest(trainer: Trainer) -> str | None:
+    if trainer.state.fn != TrainerFn.FITTING:
+        raise ConfigError(
+            f"ckpt_path='auto' resumes training; for `{trainer.state.fn}` say which checkpoint is "
+            "meant: 'best', 'last' or a path"
+        )
+    found = newest_checkpoint(trainer)
+    if found is None:
+        log.info("there is nothing to resume, so training starts from scratch (ckpt_path='auto')")
+        return None
+    log.info("resuming from %s (ckpt_path='auto')", found)
+    return str(found)
 
 
 def _check(source: str) -> None:

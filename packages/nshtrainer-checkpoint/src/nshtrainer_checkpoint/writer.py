@@ -278,8 +278,19 @@ class Writer:
         link_to: Path | None = None,
         metrics: dict[str, float] | None = None,
         monitor: dict[str, Any] | None = None,
+        about: dict[str, Any] | None = None,
     ) -> SavePlan:
-        """Return the plan to write *record*, with the content of its sidecar; rank 0 only."""
+        """Return the plan to write *record*, with the content of its sidecar; rank 0 only.
+
+        Args:
+            record: The new checkpoint.
+            removed: What is deleted once it is committed.
+            kept: What counts afterwards.
+            link_to: Where the link is to point.
+            metrics: All that is known now.
+            monitor: Name and mode of the metric that ranks it.
+            about: What `describe_run` says.
+        """
         metadata = {
             "run_id": record.run_id,
             "callback": record.callback,
@@ -292,6 +303,7 @@ class Writer:
             "metrics": {name: json_number(v) for name, v in (metrics or {}).items()},
             "training_time_s": round(self.train_seconds, 3),
             "checkpoint_timestamp": dt.datetime.now(dt.timezone.utc).isoformat(),
+            **(about or {}),
         }
         self._ensure_folder()
         return SavePlan(

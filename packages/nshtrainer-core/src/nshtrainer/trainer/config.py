@@ -138,7 +138,8 @@ class TrainerConfig(LightningArguments):
     """The metric that decides what is best, unless a callback has its own."""
 
     ckpt_path: str | None = None
-    """Checkpoint to start the first `fit` from: a path, `last`, `best` or `hpc`; `none` is None."""
+    """Checkpoint to start the first `fit` from: a path, `last`, `best` or `hpc`; `auto` is the newest one
+    of this run, or a start from scratch without one; `none` is None."""
 
     loggers: list[Annotated[LoggerConfigBase, logger_registry]] = Field(
         default_factory=_default_loggers

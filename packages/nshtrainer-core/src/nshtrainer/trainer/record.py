@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -28,7 +28,7 @@ from nshtrainer.runtime.step_metrics import batches_that_stepped
 if TYPE_CHECKING:
     from .config import TrainerConfig
 
-__all__ = ["RunRecord"]
+__all__ = ["RunRecord", "describe_run"]
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +129,15 @@ class RunRecord(Callback):
         """The configuration with the settled id, as plain data without secrets."""
         return redact({**self.config.model_dump(mode="json"), "id": self.config.run.id})
 
+    def description(self) -> dict[str, Any]:
+        """The run as plain data without secrets; see `describe_run`."""
+        return {
+            "name": self.config.full_name or None,
+            "project": self.config.project,
+            "trainer_config": self._config_as_data(),
+            **_surroundings(self._environment),
+        }
+
     def _metadata(self) -> dict[str, Any]:
         with using_policy(self.config.plugins):
             found = plugin_manager.call("nshtrainer_run_metadata", config=self.config)
@@ -144,6 +153,40 @@ class RunRecord(Callback):
         """Put the configuration, as plain data, and the plugins' versions into *checkpoint*."""
         checkpoint[self.CONFIG_KEY] = self._config_as_data()
         checkpoint[self.RUN_KEY] = {"run_id": self.config.run.id, "plugins": active_plugins()}
+
+
+def describe_run(trainer: Trainer) -> dict[str, Any]:
+    """Return what a file beside a checkpoint says of the run: plain data, small, without secrets.
+
+    Keys: `plugins` (distribution -> version), `environment` (parts of `EnvironmentSnapshot`, those
+    that are known already; of the packages only the ones that training depends on), and where the
+    trainer was made from a configuration `name`, `project` and `trainer_config`. Waits for nothing.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType, reportUnknownMemberType] -- set in Lightning's connector
+    record = next((c for c in callbacks if isinstance(c, RunRecord)), None)
+    if record is not None:
+        return record.description()
+    return _surroundings(_snapshot_of_process())
+
+
+@functools.lru_cache(maxsize=1)
+def _snapshot_of_process() -> EnvironmentSnapshot:
+    """For trainers that were not made from a configuration; gathered once."""
+    snapshot = EnvironmentSnapshot()
+    snapshot.start()
+    return snapshot
+
+
+_TRAINING_PACKAGES = ("lightning", "numpy", "nshtrainer", "pytorch-lightning", "torch")
+
+
+def _surroundings(environment: EnvironmentSnapshot | None) -> dict[str, Any]:
+    found: dict[str, Any] = {} if environment is None else environment.result(timeout=0)
+    packages = found.get("packages")
+    if isinstance(packages, dict):
+        versions = cast("dict[str, str]", packages)
+        found["packages"] = {n: v for n, v in versions.items() if n.startswith(_TRAINING_PACKAGES)}
+    return {"plugins": active_plugins(), "environment": found}
 
 
 def _rewind_logs(trainer: Trainer) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, Checkpoint
@@ -25,6 +26,8 @@ from .lightning_arguments import NOT_IN_CONFIG, LightningArguments, lightning_kw
 from .record import RunRecord
 
 __all__ = ["Trainer"]
+
+log = logging.getLogger(__name__)
 
 
 class Trainer(pl.Trainer):
@@ -81,15 +84,39 @@ class Trainer(pl.Trainer):
     def fit(self, *args: Any, ckpt_path: str | Path | None = None, **kwargs: Any) -> None:
         """Train; see `lightning.pytorch.Trainer.fit`.
 
-        The config's `ckpt_path` counts for the first call only, and if none is given here.
+        The config's `ckpt_path` counts for the first call only, and if none is given here. `"auto"`
+        is the newest committed checkpoint of this run, or a start from scratch without one; like
+        `"last"` it needs a checkpoint family, and finds only what has the same run id.
+
+        Raises:
+            ConfigError: `"auto"` without a checkpoint callback that can find one.
         """
         if ckpt_path is None and len(args) < _CKPT_PATH_POSITION:
             ckpt_path, self._ckpt_path_from_config = self._ckpt_path_from_config, None
+        if ckpt_path == AUTO and not self._finds_newest():
+            ckpt_path = None
         if self.is_global_zero:
             _ = self.config.run.id  # made before processes are spawned from this one
         if ckpt_path is not None:
             kwargs["ckpt_path"] = ckpt_path
         super().fit(*args, **kwargs)
+
+    def _finds_newest(self) -> bool:
+        """Whether a callback will find what `"auto"` stands for; False in a run that saves nothing."""
+        if self.config.fast_dev_run:
+            return False
+        if not any(getattr(c, FINDS_NEWEST, False) for c in self.checkpoint_callbacks):
+            raise ConfigError(
+                "ckpt_path='auto' resumes the newest checkpoint of this run, but no callback here "
+                "saves any that it could find; set `checkpoint_saving` (nshtrainer-checkpoint), or "
+                "leave ckpt_path out"
+            )
+        if self.is_global_zero and self.config.run.known_id is None:
+            log.warning(
+                "ckpt_path='auto' finds nothing, since this run gets a new id; set `id` in the "
+                "config or NSHTRAINER_RUN_ID, so that a later start is the same run"
+            )
+        return True
 
     @override
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -123,6 +150,12 @@ class Trainer(pl.Trainer):
             )
         return TrainerConfig.model_validate(config)
 
+
+AUTO: Final = "auto"
+"""As `ckpt_path` of `fit`: the newest committed checkpoint of this run, or none."""
+
+FINDS_NEWEST: Final = "finds_newest_checkpoint"
+"""Attribute of a checkpoint callback, true if it makes `"auto"` a path before Lightning reads it."""
 
 _CKPT_PATH_POSITION = 5  # of fit's positional arguments, the model being the first
 
