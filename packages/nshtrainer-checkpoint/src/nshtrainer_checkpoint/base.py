@@ -17,7 +17,7 @@ from nshtrainer.trainer.record import describe_run
 
 from .config import BestCheckpointCallbackConfig, LastCheckpointCallbackConfig
 from .metadata import Record, SidecarReader, sidecar_of
-from .moment import Moment, abandon, happen, participants_of, settle
+from .moment import Moment, abandon, happen, look_ahead, participants_of, settle
 from .names import NameTemplate, duration_text
 from .plain import foreign_values, make_plain
 from .retention import retain
@@ -69,6 +69,8 @@ class CheckpointCallback(ModelCheckpoint):
         self.moments = self._listens_to()
         self.async_save = bool(config.async_save)
         self.on_save_error: Literal["raise", "warn"] = config.on_save_error or "raise"
+        self.trial = bool(config.trial)
+        self.keeps = 1 if self._topk is None else self._topk
         self._seen_step = 0
         self._last_moment: Moment | None = None
         self._warned: set[str] = set()
@@ -121,6 +123,8 @@ class CheckpointCallback(ModelCheckpoint):
         if trainer.global_step == 0:
             self._last_global_step_saved, self._last_moment = 0, None  # of an earlier fit
         self.writer.begin(trainer)
+        if self is participants_of(trainer)[0]:
+            look_ahead(trainer)
         if trainer.is_global_zero:
             ranked = self._rank(self._competitors())
             self._show(ranked)

@@ -110,6 +110,10 @@ class _PolicyConfig(_CheckpointConfig):
     """When a checkpoint cannot be written, after several tries: stop with the error (`raise`), or log
     it and train on (`warn`). None is what `CheckpointSavingConfig` says, else `raise`."""
 
+    trial: bool | None = None
+    """Save once before the first step, to see how large and slow that is and whether there is room for
+    all that is kept and one more. None is what `CheckpointSavingConfig` says, else False."""
+
 
 class BestCheckpointCallbackConfig(_PolicyConfig):
     """Keeps the checkpoints with the best values of a metric.
@@ -246,7 +250,7 @@ def _default_callbacks() -> list[Any]:
     ]
 
 
-_SHARED = ("async_save", "on_save_error")
+_SHARED = ("async_save", "on_save_error", "trial")
 
 
 class CheckpointSavingConfig(CallbackConfigBase):
@@ -266,6 +270,10 @@ class CheckpointSavingConfig(CallbackConfigBase):
     on_save_error: OnSaveError = "raise"
     """When a checkpoint cannot be written, after several tries: stop with the error (`raise`), or log
     it and train on (`warn`); the older checkpoints are as they were."""
+
+    trial: bool = False
+    """Save once before the first step, to see how large and slow that is and whether there is room for
+    all that is kept and one more; if not, the run does not start."""
 
     @override
     def create_callbacks(self, trainer_config: TrainerConfig) -> Iterable[Callback]:

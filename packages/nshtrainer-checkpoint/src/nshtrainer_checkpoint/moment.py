@@ -22,6 +22,7 @@ from .background import Background
 from .metadata import plain_metrics
 from .snapshot import Snapshot
 from .streaming import StreamingCheckpointIO, can_stream, streaming
+from .trial import check_writable, try_out
 from .writer import (
     Committed,
     SavePlan,
@@ -37,7 +38,16 @@ from .writer import (
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-__all__ = ["Moment", "Participant", "abandon", "happen", "is_training", "participants_of", "settle"]
+__all__ = [
+    "Moment",
+    "Participant",
+    "abandon",
+    "happen",
+    "is_training",
+    "look_ahead",
+    "participants_of",
+    "settle",
+]
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +63,9 @@ class Participant(Protocol):
     """Those it listens to."""
     async_save: bool
     on_save_error: Literal["raise", "warn"]
+    trial: bool
+    keeps: int
+    """How many checkpoints it keeps."""
 
     def wants(self, trainer: Trainer, moment: Moment) -> bool:
         """Whether it wants to save now; called on every rank, with the same answer."""
@@ -124,6 +137,26 @@ def is_training(trainer: Trainer) -> bool:
         and not trainer.sanity_checking
         and not trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType] -- set in Lightning's __init__
     )
+
+
+def look_ahead(trainer: Trainer) -> None:
+    """Find out before the first step whether saves will work; a collective, once per fit.
+
+    Raises:
+        ConfigError: A folder cannot be written to, or a trial shows that there is no room.
+        NshTrainerError: The same, on the other ranks.
+    """
+    saving = participants_of(trainer)
+    if not is_training(trainer):
+        return
+    for one in saving:
+        with _failing([], raises=one.on_save_error == "raise"):
+            agree(trainer, partial(check_writable, one.writer))
+    trying = [p for p in saving if p.trial]
+    if trying:
+        first = min(trying, key=lambda p: p.writer.weights_only)
+        with _failing([], raises=any(p.on_save_error == "raise" for p in trying)):
+            try_out(trainer, first.writer, [p.keeps for p in trying])
 
 
 def settle(trainer: Trainer) -> None:

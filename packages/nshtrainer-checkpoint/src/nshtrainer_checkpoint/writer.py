@@ -305,15 +305,17 @@ class Writer:
             "checkpoint_timestamp": dt.datetime.now(dt.timezone.utc).isoformat(),
             **(about or {}),
         }
-        self._ensure_folder()
+        self.ensure_folder()
         return SavePlan(
             record, temporary_path(record.path), list(removed), link_to, metadata, list(kept)
         )
 
-    def _ensure_folder(self) -> None:
+    def ensure_folder(self) -> Path:
+        """Make the folder, and what the run keeps beside it; rank 0 only."""
         if self.dirpath is None and self.run is not None:
             self.run.directory.ensure("checkpoint")
         self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder
 
     def write_alone(self, trainer: Trainer, plan: SavePlan) -> Committed:
         """Save and commit *plan* on this rank (zero) without waiting for any other, and tell of it.
