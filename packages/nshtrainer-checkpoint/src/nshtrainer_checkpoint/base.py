@@ -20,7 +20,7 @@ from .metadata import Record, SidecarReader, sidecar_of
 from .moment import Moment, abandon, happen, look_ahead, participants_of, settle
 from .names import NameTemplate, duration_text
 from .plain import foreign_values, make_plain
-from .retention import retain
+from .retention import Keep, decide
 from .source import check_source, stop_checking
 from .storage import free_name, point_link
 from .writer import SavePlan, Writer, newest_checkpoint
@@ -52,6 +52,7 @@ class CheckpointCallback(ModelCheckpoint):
         config: BestCheckpointCallbackConfig | LastCheckpointCallbackConfig,
         writer: Writer,
         template: NameTemplate,
+        keep: Keep,
         metric: MetricConfig | None = None,
     ) -> None:
         self._best_model_path = ""
@@ -65,12 +66,12 @@ class CheckpointCallback(ModelCheckpoint):
         self._identity = config.identity
         self.save_top_k = -1 if config.topk == "all" else config.topk
         self._policy = config
-        self._topk = None if config.topk == "all" else config.topk
+        self._keep = keep
         self.moments = self._listens_to()
         self.async_save = bool(config.async_save)
         self.on_save_error: Literal["raise", "warn"] = config.on_save_error or "raise"
         self.trial = bool(config.trial)
-        self.keeps = 1 if self._topk is None else self._topk
+        self.keeps = keep.topk or 1
         self._seen_step = 0
         self._last_moment: Moment | None = None
         self._warned: set[str] = set()
@@ -87,10 +88,6 @@ class CheckpointCallback(ModelCheckpoint):
     @abstractmethod
     def _competitors(self) -> list[Record]:
         """What a new checkpoint is compared with."""
-
-    @abstractmethod
-    def _rank(self, records: list[Record]) -> list[Record]:
-        """Sort, the most worth keeping first."""
 
     def _listens_to(self) -> frozenset[Moment]:
         """The moments at which it may want to save."""
@@ -126,7 +123,7 @@ class CheckpointCallback(ModelCheckpoint):
         if self is participants_of(trainer)[0]:
             look_ahead(trainer)
         if trainer.is_global_zero:
-            ranked = self._rank(self._competitors())
+            ranked = self._keep.rank(self._competitors())
             self._show(ranked)
             if self.writer.link is not None:  # a process killed after its commit left it behind
                 own = [r.path for r in ranked if r.path.parent == self.writer.folder]
@@ -226,7 +223,7 @@ class CheckpointCallback(ModelCheckpoint):
         """The checkpoint that ranks first; in a new process it is looked up on disk."""
         if not self._best_model_path:
             folder = self.writer.locate()
-            ranked = self._rank(self.writer.present(folder)) if folder is not None else []
+            ranked = self._keep.rank(self.writer.present(folder)) if folder is not None else []
             return str(ranked[0].path) if ranked else ""
         return self._best_model_path
 
@@ -261,8 +258,11 @@ class CheckpointCallback(ModelCheckpoint):
         return self._is_new(trainer, moment)
 
     def _is_step_due(self, trainer: Trainer) -> bool:
-        """Whether a multiple was reached; several optimizers count up by more than one."""
-        n = self._policy.every_n_steps
+        """Whether this is a step after which to save."""
+        return self._passes(trainer, self._policy.every_n_steps)
+
+    def _passes(self, trainer: Trainer, n: int | None) -> bool:
+        """Whether a multiple of *n* was reached; several optimizers count up by more than one."""
         return n is not None and trainer.global_step // n > self._seen_step // n
 
     def _is_new(self, trainer: Trainer, moment: Moment) -> bool:
@@ -312,11 +312,11 @@ class CheckpointCallback(ModelCheckpoint):
         new = writer.new_record(
             trainer, free_name(writer.folder, stem), self._value(metrics), save_number
         )
-        decision = retain(
-            self._rank([*self._competitors(), new]),
-            new,
-            self._topk,
-            lambda record: writer.may_remove(trainer, record),
+        decision = decide(
+            self._competitors(),
+            self._keep,
+            new=new,
+            may_remove=lambda record: writer.may_remove(trainer, record),
         )
         if not decision.saves:
             log.debug("%s: step %s is not kept", writer.identity, new.step)

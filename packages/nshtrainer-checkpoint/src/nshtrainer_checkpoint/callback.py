@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import override
 
@@ -16,7 +16,7 @@ from .config import BestCheckpointCallbackConfig, LastCheckpointCallbackConfig
 from .metadata import Record
 from .moment import Moment
 from .names import Key, NameTemplate, slug
-from .retention import best_first, newest_first
+from .retention import Keep
 from .writer import Writer
 
 if TYPE_CHECKING:
@@ -74,6 +74,12 @@ class BestCheckpointCallback(CheckpointCallback):
             NameTemplate.parse(config.filename)
             if config.filename is not None
             else _default_template(f"-{slug(metric.name)}", metric.name),
+            Keep(
+                "best",
+                mode=metric.mode,
+                topk=_number(config.topk),
+                max_bytes=config.max_total_bytes,
+            ),
             metric,
         )
         self._before: Any = None
@@ -135,10 +141,6 @@ class BestCheckpointCallback(CheckpointCallback):
     def _competitors(self) -> list[Record]:
         return [*self._inherited(), *self.writer.on_the_way()]
 
-    @override
-    def _rank(self, records: list[Record]) -> list[Record]:
-        return best_first(records, self._metric.mode)
-
 
 class LastCheckpointCallback(CheckpointCallback):
     """Keeps the newest checkpoints.
@@ -178,6 +180,12 @@ class LastCheckpointCallback(CheckpointCallback):
             NameTemplate.parse(config.filename)
             if config.filename is not None
             else _default_template("-duration", "train_duration"),
+            Keep(
+                "newest",
+                topk=_number(config.topk),
+                every_n_steps=config.keep_every_n_steps,
+                max_bytes=config.max_total_bytes,
+            ),
         )
         self._interval = config.save_on_time_interval
 
@@ -189,14 +197,14 @@ class LastCheckpointCallback(CheckpointCallback):
             moments.add("train_end")
         if config.before_validation:
             moments.add("validation_start")
-        if config.save_on_time_interval is not None:
+        if config.save_on_time_interval is not None or config.keep_every_n_steps is not None:
             moments.add("step")
         return frozenset(moments)
 
     @override
     def _is_step_due(self, trainer: Trainer) -> bool:
         """Also when the interval is over: rank 0 asks its clock and tells the others."""
-        if super()._is_step_due(trainer):
+        if super()._is_step_due(trainer) or self._passes(trainer, self.config.keep_every_n_steps):
             return True
         if self._interval is None:
             return False
@@ -211,13 +219,13 @@ class LastCheckpointCallback(CheckpointCallback):
     def _competitors(self) -> list[Record]:
         return self.writer.on_the_way()
 
-    @override
-    def _rank(self, records: list[Record]) -> list[Record]:
-        return newest_first(records)
-
 
 def _default_template(prefix: str, key: str) -> NameTemplate:
     return NameTemplate(("epoch", Key("epoch"), "-step", Key("step"), prefix, Key(key)))
+
+
+def _number(topk: int | Literal["all"]) -> int | None:
+    return None if topk == "all" else topk
 
 
 def _labelled(name: str, label: str | None) -> str:

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, ByteSize, Field, field_validator
 from typing_extensions import override
 
 from nshtrainer.callbacks.base import (
@@ -55,6 +55,15 @@ def _no_number(value: Any) -> Any:
 
 LocalPath = Annotated[Path, BeforeValidator(_local)]
 Interval = Annotated[timedelta, BeforeValidator(_no_number), Field(gt=timedelta(0))]
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"{value!r} is no size; give bytes, or text such as '20GB'")  # noqa: TRY004 -- pydantic reports ValueError
+    return value
+
+
+Size = Annotated[ByteSize, BeforeValidator(_no_bool), Field(gt=0)]
 OnSaveError = Literal["raise", "warn"]
 
 
@@ -86,6 +95,10 @@ class _PolicyConfig(_CheckpointConfig):
 
     topk: PositiveInt | Literal["all"] = 1
     """How many checkpoints to keep."""
+
+    max_total_bytes: Size | None = None
+    """What those that are kept may occupy together, in bytes or as text such as `"20GB"`: fewer than
+    `topk` are kept where they are too large, but always the first one."""
 
     every_n_steps: PositiveInt | None = None
     """Save also after each this many optimizer steps."""
@@ -191,6 +204,10 @@ class LastCheckpointCallbackConfig(_PolicyConfig):
 
     on_train_end: bool = True
     """Save at the end of training, if there were steps since the last save."""
+
+    keep_every_n_steps: PositiveInt | None = None
+    """Save also after each this many optimizer steps, and never delete these: milestones, beside the
+    `topk` newest ones."""
 
     before_validation: bool = False
     """Save also before each validation, so that one that fails costs no steps."""

@@ -13,7 +13,7 @@ from nshtrainer.trainer.config import SLOTS, TrainerConfig
 __all__ = ["demo_config"]
 
 _SLOTS: dict[str, dict[str, Any]] = {
-    "checkpoint_saving": {},
+    "checkpoint_saving": {"trial": True},
     "early_stopping": {"patience": 10},
     "lr_monitor": {},
     "log_epoch": {},
