@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 __all__ = [
     "MAX_SPREAD",
@@ -78,12 +78,14 @@ class Comparison:
         baseline: The competitor that the others are divided by.
         samplers: Competitor -> how it is measured; the baseline is one of them.
         limits: Competitor -> the ratio it must not exceed; those without one are only reported.
+        unit: Of the samples: seconds, or bytes of memory in their place.
     """
 
     case: str
     baseline: str
     samplers: Mapping[str, Sampler]
     limits: Mapping[str, float] = field(default_factory=dict[str, float])
+    unit: Literal["s", "B"] = "s"
 
 
 @dataclass(frozen=True)

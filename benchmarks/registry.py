@@ -11,7 +11,15 @@ from .rows import Row, row_of
 
 __all__ = ["Benchmark", "all_benchmarks", "benchmark"]
 
-_MODULES = ("import_time", "validation", "discovery", "resolve", "first_batch", "overhead")
+_MODULES = (
+    "import_time",
+    "validation",
+    "discovery",
+    "resolve",
+    "first_batch",
+    "overhead",
+    "checkpoint",
+)
 
 Comparisons = Callable[[Settings], Iterator[Comparison]]
 

@@ -30,8 +30,9 @@ class Row:
             too few to judge, and nothing where there is no limit and the spread is small.
         cpu: The ratio of their CPU times.
         best: The ratio of their fastest samples.
-        seconds: Median wall time of the subject.
+        seconds: Median wall time of the subject; bytes where that is the unit.
         attempt: How many attempts it took.
+        unit: What was measured: seconds, or bytes of memory.
     """
 
     benchmark: str
@@ -46,6 +47,7 @@ class Row:
     best: float
     seconds: float
     attempt: int
+    unit: Literal["s", "B"] = "s"
 
 
 def row_of(
@@ -60,6 +62,7 @@ def row_of(
         baseline=comparison.baseline,
         limit=limit,
         verdict=_verdict(ratio, limit, settings),
+        unit=comparison.unit,
         **asdict(ratio),
     )
 
@@ -112,7 +115,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.benchmark, row.case, row.subject, row.baseline, _ratio(row.value),
         f"{row.spread:.0%}", _ratio(row.limit), row.verdict, _ratio(row.cpu), _ratio(row.best),
-        _time(row.seconds),
+        _time(row.seconds) if row.unit == "s" else f"{row.seconds / 1e6:.3g} MB",
     )  # fmt: skip
 
 

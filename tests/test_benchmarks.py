@@ -28,7 +28,7 @@ else:
         sys.path.pop(0)
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("import", "validation", "discovery", "resolve", "first_batch", "overhead")
+NAMES = ("import", "validation", "discovery", "resolve", "first_batch", "overhead", "checkpoint")
 
 
 def samples(*seconds: float) -> list[method.Sample]:

@@ -22,7 +22,7 @@ def train(root: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     environment["OMP_NUM_THREADS"] = "1"
     return subprocess.run(
         [sys.executable, HERE / "sharded_training.py", root, *map(str, arguments)],
-        env=environment, capture_output=True, text=True, timeout=170,
+        env=environment, capture_output=True, text=True, timeout=170, check=False,
     )  # fmt: skip
 
 

@@ -156,3 +156,53 @@ def test_a_user_wrapper_of_the_connector_survives(fit, model, tmp_path: Path, lo
 
     assert seen == [None]
     assert connector.resume_start is wrapper
+
+
+class _Breaks(pl.Callback):
+    """Makes one weight NaN at the start of an epoch, and the buffers infinite always."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == self.epoch:
+            with torch.no_grad():
+                pl_module.layer.weight[0, 1] = float("nan")
+
+
+@pytest.mark.parametrize("word", ["auto", "last"])
+def test_weights_that_are_nan_are_passed_over(fit, model, caplog, word: str):
+    """Said when they are saved, and a resumed run takes the checkpoint before."""
+    module = model([0.3, 0.2, 0.1])
+    fit(module, max_epochs=3, objects={"callbacks": [_Breaks(2)]}, **last(topk=2))
+    assert "step 12" in caplog.text
+    assert "hold NaN or infinity" in caplog.text
+
+    trainer = fit(model(), ckpt_path=word, max_epochs=3, **last(topk=2))
+
+    assert "step8" in str(trainer.ckpt_path)
+    assert "weights that are NaN or infinite" in caplog.text
+
+
+def test_weights_that_are_nan_are_warned_of_when_their_path_is_given(
+    fit, model, folder: Path, caplog
+):
+    """Who names a file gets it, and hears which one is better."""
+    fit(model([0.3, 0.2]), max_epochs=2, objects={"callbacks": [_Breaks(1)]}, **last(topk=2))
+    caplog.clear()
+    trainer = fit(model(), ckpt_path=newest(folder), max_epochs=2, **last(topk=2))
+
+    assert trainer.global_step == 8
+    assert "step4" in caplog.text
+
+
+def test_infinite_buffers_and_large_weights_are_no_fault(fit, model, folder: Path, caplog):
+    """A mask of -inf is ordinary, and a sum that overflows does not make its terms infinite."""
+    module = model()
+    module.register_buffer("mask", torch.full((3,), -torch.inf))
+    module.extra = torch.nn.Parameter(torch.full((4,), 3e38))
+    fit(module, max_epochs=1, **last())
+
+    assert "NaN or infinity" not in caplog.text
+    assert newest(folder)
+    assert all(r.weights_finite for r in SidecarReader().records(folder / "last"))

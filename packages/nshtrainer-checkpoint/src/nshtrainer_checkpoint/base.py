@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
 from nshtrainer.callbacks.callback import silence_unused_hooks
-from nshtrainer.trainer.record import describe_run
 
 from .config import BestCheckpointCallbackConfig, LastCheckpointCallbackConfig
 from .metadata import Record, SidecarReader, sidecar_of
@@ -330,7 +329,6 @@ class CheckpointCallback(ModelCheckpoint):
             link_to=own[0] if own else None,
             metrics=metrics,
             monitor=monitor,
-            about=describe_run(trainer),
         )
 
     def _inherited(self) -> list[Record]:
@@ -340,7 +338,10 @@ class CheckpointCallback(ModelCheckpoint):
         present = {
             r.path: r for folder in {p.parent for p in paths} for r in reader.records(folder)
         }
-        return [present[p] for p in paths if p in present and sidecar_of(p).exists()]
+        found = [present[p] for p in paths if p in present and sidecar_of(p).exists()]
+        # A run that was copied as a whole has its own of each.
+        own = {(r.run_id, r.attempt, r.save_number) for r in self.writer.present()}
+        return [r for r in found if (r.run_id, r.attempt, r.save_number) not in own]
 
     def _show(self, ranked: list[Record]) -> None:
         """Set what Lightning, its loggers and the user read."""

@@ -6,25 +6,36 @@ unfinished: for readers it does not exist.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import itertools
 import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
+from . import objects
 from .names import EXTENSION
+from .places import Place
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 __all__ = [
     "Record",
     "SidecarReader",
     "digest",
     "is_intact",
+    "note_own_removal",
+    "note_own_write",
     "pending_of",
     "plain_metrics",
+    "read_record",
     "sidecar_of",
 ]
 
@@ -32,15 +43,19 @@ log = logging.getLogger(__name__)
 
 SIDECAR = ".metadata.json"
 PENDING = ".pending.json"
+_ENDING = EXTENSION + SIDECAR
 _CHUNK = 1 << 20
+_MAX_SIDECAR = 16 << 20
+
+P = TypeVar("P", bound="Path | UPath")
 
 
-def sidecar_of(path: Path) -> Path:
+def sidecar_of(path: P) -> P:
     """Return the path of the sidecar of the checkpoint *path*."""
     return path.with_name(path.name + SIDECAR)
 
 
-def pending_of(path: Path) -> Path:
+def pending_of(path: P) -> P:
     """Return where a sidecar lies before its checkpoint is committed or while it is deleted."""
     return path.with_name(path.name + PENDING)
 
@@ -49,7 +64,7 @@ def pending_of(path: Path) -> Path:
 class Record:
     """A committed checkpoint, as its sidecar tells."""
 
-    path: Path
+    path: Place
     run_id: str | None
     callback: str
     """Identity of the callback that wrote it."""
@@ -61,6 +76,8 @@ class Record:
     value: float | None = None
     """The monitored metric."""
     weights_only: bool = False
+    weights_finite: bool = True
+    """Whether no parameter was found to hold NaN or infinity when it was written."""
     size: int = 0
     sha256: str = ""
 
@@ -70,7 +87,7 @@ class Record:
         return self.attempt, self.step, self.save_number
 
     @classmethod
-    def parse(cls, path: Path, data: Any) -> Record:
+    def parse(cls, path: Place, data: Any) -> Record:
         """Read the content of the sidecar of *path*; unknown keys are left alone.
 
         Raises:
@@ -88,102 +105,261 @@ class Record:
                 path=path,
                 run_id=None if run_id is None else str(run_id),
                 callback=str(values["callback"]),
-                attempt=int(values["attempt"]),
-                step=int(values["global_step"]),
-                save_number=int(values["save_number"]),
-                epoch=int(values["epoch"]),
+                attempt=_count(values["attempt"]),
+                step=_count(values["global_step"]),
+                save_number=_count(values["save_number"]),
+                epoch=_count(values["epoch"]),
                 value=None if monitor.get("value") is None else float(monitor["value"]),
                 weights_only=bool(values["save_weights_only"]),
-                size=int(values["checkpoint_size_bytes"]),
+                weights_finite=values.get("weights_finite") is not False,
+                size=_count(values["checkpoint_size_bytes"]),
                 sha256=str(values["checkpoint_checksum"]),
             )
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
+def _count(value: Any) -> int:
+    """*value* as a whole number of things; `4.0` and `true` are other programs' ideas of one."""
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise TypeError(f"{value!r} is no whole number from 0")
+    return value
+
+
+class _Read(NamedTuple):
+    """A sidecar as it was read."""
+
+    stamp: Any
+    """What the file system tells of the content without reading it."""
+    record: Record | None
+
+
+@dataclass
+class _Known:
+    """What a reader knows of one folder."""
+
+    sidecars: dict[str, _Read] = field(default_factory=dict[str, _Read])
+    records: list[Record] = field(default_factory=list[Record])
+    names: set[str] | None = None
+    """All that was there."""
+    seen: tuple[int, int] | None = None
+    """The state of the folder then."""
+    last_write: int = 0
+    """The newest of this process's own writes then."""
+
+
 @dataclass
 class SidecarReader:
-    """Reads the sidecars of folders; each is parsed once, and a bad one is warned of once."""
+    """Reads the sidecars of folders; each is parsed once, and a bad one is warned of once.
 
-    _known: dict[Path, tuple[tuple[int, int, int], Record | None]] = field(
-        default_factory=dict[Path, "tuple[tuple[int, int, int], Record | None]"]
-    )
+    In a folder where this process commits, nobody else does (`recover` says so). There a sidecar
+    that was read is read again only after this process has replaced it: asking the file system of
+    each one would cost more than the save. Elsewhere size and time of change are compared.
+    """
 
-    def records(self, folder: Path) -> list[Record]:
+    _folders: dict[Place, _Known] = field(default_factory=dict[Place, _Known])
+    _warned: set[str] = field(default_factory=set[str])
+
+    def records(self, folder: Place) -> list[Record]:
         """Return the committed checkpoints in *folder*, in no particular order.
 
         What is damaged, foreign or has lost its checkpoint is left out.
+
+        Raises:
+            OSError: A store of objects cannot be reached.
         """
-        return list(self._records(folder))
+        known = self._folders.setdefault(folder, _Known())
+        if not isinstance(folder, Path):
+            found = objects.entries(folder)
+            stamps = {n: (e.size, e.stamp) for n, e in found.items() if _checkpoint(n) in found}
+            self._refresh(folder, known, stamps)
+        elif (own := _own_writes.get(str(folder))) is None:
+            names = _names_in(folder)
+            self._refresh(folder, known, {n: None for n in names if _checkpoint(n) in names})
+            known.names, known.seen, known.last_write = names, None, 0
+        else:
+            self._look_again(folder, known, own)
+        return list(known.records)
 
-    def _records(self, folder: Path) -> Iterator[Record]:
+    def _look_again(self, folder: Path, known: _Known, own: _OwnWrites) -> None:
+        """Read what has come, or what this process has written, since the last time."""
+        last_write = own.last
         try:
-            names = sorted(os.listdir(folder))
-        except (FileNotFoundError, NotADirectoryError):
+            status = os.stat(folder)
+            seen = (status.st_mtime_ns, status.st_ino)
+        except OSError:
+            seen = None
+        if seen is not None and seen == known.seen and last_write == known.last_write:
             return
-        present = set(names)
-        for name in names:
-            checkpoint = name.removesuffix(SIDECAR)
-            if checkpoint != name and checkpoint.endswith(EXTENSION) and checkpoint in present:
-                record = self._read(folder / name, folder / checkpoint)
-                if record is not None:
-                    yield record
+        names = _names_in(folder)
+        changed = names ^ (known.names or set())
+        suspects = {n if n.endswith(_ENDING) else n + SIDECAR for n in changed}
+        suspects.update(own.since(known.last_write))
+        suspects.update(n for n, r in known.sidecars.items() if r.stamp is None)
+        for name in suspects:
+            known.sidecars.pop(name, None)
+            if name in names and _checkpoint(name) in names:
+                known.sidecars[name] = self._read(folder / name, None, None)
+        if suspects:
+            known.records = [r.record for r in known.sidecars.values() if r.record is not None]
+        known.names, known.seen, known.last_write = names, seen, last_write
 
-    def _read(self, sidecar: Path, path: Path) -> Record | None:
+    def _refresh(self, folder: Place, known: _Known, stamps: dict[str, Any]) -> None:
+        """Read those that are not known under their stamp, and forget those that are gone."""
+        before = known.sidecars
+        known.sidecars = {
+            name: self._read(folder / name, stamp, before.get(name))
+            for name, stamp in stamps.items()
+        }
+        known.records = [r.record for r in known.sidecars.values() if r.record is not None]
+
+    def _read(self, sidecar: Place, stamp: Any, old: _Read | None) -> _Read:
         try:
-            status = sidecar.stat()
-            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-            known = self._known.get(sidecar)
-            if known is not None and known[0] == stamp:
-                return known[1]
-            text = sidecar.read_bytes()
+            if isinstance(sidecar, Path):
+                status = sidecar.stat()
+                stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if old is not None and old.stamp == stamp:
+                return old
+            record = read_record(sidecar, sidecar.with_name(_checkpoint(sidecar.name)))
         except OSError as error:
-            log.warning("%s cannot be read (%s); its checkpoint is left alone", sidecar, error)
-            return None
-        record = None
-        try:
-            record = Record.parse(path, json.loads(text))
-        except ValueError as error:  # JSON and Unicode errors are ones too
-            log.warning(
-                "%s is no usable metadata (%s); its checkpoint is neither used nor deleted. "
-                "Remove both if nothing else needs them.",
+            reason = error.strerror or str(error)
+            self._warn(sidecar, f"cannot be read ({reason}); its checkpoint is left alone")
+            return _Read(None, None)  # may pass; looked at again the next time
+        except ValueError as error:
+            self._warn(
                 sidecar,
-                error,
+                f"is no usable metadata ({error}); its checkpoint is neither used nor deleted. "
+                "Remove both if nothing else needs them.",
             )
-        self._known[sidecar] = (stamp, record)
-        return record
+        else:
+            return _Read(stamp, record)
+        return _Read(stamp, None)
+
+    def _warn(self, sidecar: Place, message: str) -> None:
+        if f"{sidecar} {message}" not in self._warned:
+            self._warned.add(f"{sidecar} {message}")
+            log.warning("%s %s", sidecar, message)
 
 
-def digest(path: Path) -> tuple[int, str]:
-    """Return size in bytes and SHA-256 of a file, or of a directory with everything in it."""
-    if not path.is_dir():
-        total = hashlib.sha256()
-        size = _add(path, total)
-        return size, total.hexdigest()
+class _OwnWrites:
+    """The sidecars of one folder that this process has put there, the newest last."""
+
+    def __init__(self) -> None:
+        self.last = 0
+        self._numbers: dict[str, int] = {}
+
+    def note(self, name: str, *, is_there: bool) -> None:
+        """Take note of a write or a removal, after it."""
+        self._numbers.pop(name, None)
+        number = next(_numbers)
+        if is_there:
+            self._numbers[name] = number
+        self.last = number
+
+    def since(self, number: int) -> list[str]:
+        """What was written after the write *number*."""
+        newest_first = reversed(list(self._numbers.items()))  # a copy: another thread may commit
+        return [
+            name for name, _ in itertools.takewhile(lambda item: item[1] > number, newest_first)
+        ]
+
+
+_own_writes: dict[str, _OwnWrites] = {}
+_numbers = itertools.count(1)
+
+
+def note_own_write(sidecar: Place) -> None:
+    """Remember that this process has just written *sidecar*; readers look at it again."""
+    _own_writes.setdefault(str(sidecar.parent), _OwnWrites()).note(sidecar.name, is_there=True)
+
+
+def note_own_removal(sidecar: Place) -> None:
+    """Remember that this process has just removed *sidecar*."""
+    _own_writes.setdefault(str(sidecar.parent), _OwnWrites()).note(sidecar.name, is_there=False)
+
+
+def _names_in(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
+def read_record(sidecar: Place, path: Place) -> Record:
+    """Read *sidecar*, which may have a pending name, as that of the checkpoint *path*.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no file, larger than any sidecar, no JSON, or not what `Record.parse`
+            expects.
+    """
+    if isinstance(sidecar, Path):
+        status = sidecar.stat()  # opening a pipe would wait for a writer
+        is_file, size = stat.S_ISREG(status.st_mode), status.st_size
+    else:
+        entry = objects.look(sidecar)
+        if entry is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(sidecar))
+        is_file, size = not entry.is_folder, entry.size
+    if not is_file:
+        raise ValueError("it is no file")
+    if size > _MAX_SIDECAR:
+        raise ValueError(f"it has {size} bytes")
+    data = sidecar.read_bytes() if isinstance(sidecar, Path) else objects.read(sidecar)
+    try:
+        return Record.parse(path, json.loads(data))
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply") from None
+
+
+def _checkpoint(sidecar: str) -> str:
+    """Name of the checkpoint of a sidecar; of another name, one that no folder holds."""
+    return sidecar[: -len(SIDECAR)] if sidecar.endswith(_ENDING) else ""
+
+
+def digest(path: Place) -> tuple[int, str]:
+    """Return size in bytes and SHA-256 of a file, or of a directory with everything in it.
+
+    What lies in a store is streamed, and kept neither in memory nor on disk.
+    """
+    if isinstance(path, Path):
+        if not path.is_dir():
+            return _digest_file(path)
+        files = [(f.relative_to(path).as_posix(), f) for f in path.rglob("*") if f.is_file()]
+    else:
+        entry = objects.look(path)
+        if entry is None or not entry.is_folder:
+            return _digest_file(path)
+        files = list(objects.tree(path))
     total, size = hashlib.sha256(), 0
-    for file in sorted(f for f in path.rglob("*") if f.is_file()):
-        one = hashlib.sha256()
-        bytes_ = _add(file, one)
-        total.update(f"{file.relative_to(path).as_posix()}\0{bytes_}\0{one.hexdigest()}\n".encode())
+    for name, file in sorted(files):
+        bytes_, sha256 = _digest_file(file)
+        total.update(f"{name}\0{bytes_}\0{sha256}\n".encode())
         size += bytes_
     return size, total.hexdigest()
 
 
-def _add(file: Path, total: Any) -> int:
-    size = 0
-    with file.open("rb") as stream:
+def _digest_file(file: Place) -> tuple[int, str]:
+    total, size = hashlib.sha256(), 0
+    with file.open("rb") if isinstance(file, Path) else objects.open_file(file) as stream:
         while chunk := stream.read(_CHUNK):
             total.update(chunk)
             size += len(chunk)
-    return size
+    return size, total.hexdigest()
 
 
 def is_intact(record: Record) -> bool:
     """Whether the checkpoint is what was committed: size, then SHA-256; reads all of it."""
+    path = record.path
     try:
-        if not record.path.is_dir() and record.path.stat().st_size != record.size:
-            return False
-        return digest(record.path) == (record.size, record.sha256)
+        if isinstance(path, Path):
+            if not path.is_dir() and path.stat().st_size != record.size:
+                return False
+        else:
+            entry = objects.look(path)
+            if entry is None or (not entry.is_folder and entry.size != record.size):
+                return False
+        return digest(path) == (record.size, record.sha256)
     except OSError:
         return False
 

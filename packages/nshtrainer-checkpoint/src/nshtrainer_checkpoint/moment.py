@@ -228,7 +228,7 @@ def _dump(
             trainer.save_checkpoint(plans[0].temporary, plans[0].record.weights_only)
         wait_for_plugin(trainer)
         if not in_background:
-            _told(trainer, group, agree(trainer, partial(commit_all, pairs, stream)))
+            _told(trainer, group, agree(trainer, partial(commit_all, trainer, pairs, stream)))
             return
     except BaseException:
         if trainer.is_global_zero:
@@ -247,7 +247,7 @@ def _finish(
 ) -> None:
     """Write, commit and tell, in the background of rank 0."""
     try:
-        committed = commit_all(pairs, stream)
+        committed = commit_all(trainer, pairs, stream)
     except BaseException:
         drop(plan for _, plan in group)
         raise

@@ -104,9 +104,7 @@ class Keep:
 
     def rank(self, records: Iterable[R]) -> list[R]:
         """Sort, the most worth keeping first."""
-        return (
-            newest_first(records) if self.order == "newest" else best_first(records, self.mode)
-        )
+        return newest_first(records) if self.order == "newest" else best_first(records, self.mode)
 
     def is_milestone(self, record: Ranked) -> bool:
         """Whether its step is one that stays for good."""

@@ -61,7 +61,7 @@ class _Copying:
         if kind is OrderedDict:
             ordered = cast("OrderedDict[Any, Any]", value)
             out: OrderedDict[Any, Any] = OrderedDict((k, self.tree(v)) for k, v in ordered.items())
-            out.__dict__.update(copy.deepcopy(ordered.__dict__))  # a state_dict's _metadata
+            out.__dict__.update(self.tree(ordered.__dict__))  # a state_dict's _metadata
             return out
         if kind in (list, tuple):
             return cast("Any", kind([self.tree(v) for v in cast("list[Any]", value)]))

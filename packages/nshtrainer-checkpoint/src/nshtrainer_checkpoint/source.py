@@ -117,10 +117,14 @@ def _check(source: str) -> None:
             else "its SHA-256 is not that of what was written"
         )
         raise ConfigError(f"{source} is damaged: {damage}. {_other(records, record)}")
+    if not record.weights_finite:
+        log.warning(
+            "%s holds weights that are NaN or infinite. %s", source, _other(records, record)
+        )
 
 
 def _other(records: list[Record], damaged: Record | None = None) -> str:
     for record in newest_first(r for r in records if r != damaged and not r.weights_only):
-        if is_intact(record):
+        if record.weights_finite and is_intact(record):
             return f"The newest good one beside it is {record.path} (step {record.step}); use that."
     return "There is no good one beside it; look for one with `nshtrainer checkpoint list`."

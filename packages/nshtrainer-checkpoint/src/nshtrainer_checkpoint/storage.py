@@ -4,44 +4,107 @@ A commit: the finished temporary file gets its digest, the future sidecar is wri
 pending name, the file is renamed to its own name, and the pending name to the sidecar's: only now
 the checkpoint exists for readers. A removal goes the same way back. Whatever a killed process left
 is therefore known by a temporary or a pending name, and `recover` clears it.
+
+In a store of objects (`objects`) nothing can be renamed: the file is uploaded under its own name
+after its pending record and before its sidecar, and so exists for readers by the sidecar alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import getpass
+import itertools
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Collection
+import tempfile
+from collections.abc import Callable, Collection, Generator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from nshtrainer.files import (
-    atomic_symlink,
-    atomic_write_text,
-    put_in_place,
-    remove_leftovers,
+from nshtrainer.files import atomic_write_text, put_in_place, remove_leftovers, temporary_path
+
+from . import objects
+from .links import point
+from .metadata import (
+    PENDING,
+    SIDECAR,
+    Record,
+    digest,
+    is_intact,
+    note_own_removal,
+    note_own_write,
+    pending_of,
+    read_record,
+    sidecar_of,
 )
-
-from .metadata import PENDING, SIDECAR, Record, digest, is_intact, pending_of, sidecar_of
 from .names import EXTENSION
+from .places import Place
 
-__all__ = ["commit", "discard", "free_name", "point_link", "recover", "remove", "share"]
+if TYPE_CHECKING:
+    from upath import UPath
+
+__all__ = [
+    "commit",
+    "discard",
+    "explaining",
+    "free_name",
+    "make_folder",
+    "point_link",
+    "recover",
+    "remove",
+    "share",
+    "temporary_for",
+    "whole_but_pending",
+]
 
 log = logging.getLogger(__name__)
+
+P = TypeVar("P", bound="Path | UPath")
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def temporary_for(path: Place, staging: Path | None = None) -> Path:
+    """Return a fresh local name under which the checkpoint *path* is written before its commit.
+
+    Args:
+        path: Where it will be.
+        staging: A local folder for what goes to a remote store; None is one of this user's in the
+            system's folder for temporary files (`TMPDIR`).
+
+    Raises:
+        OSError: That folder cannot be made, or belongs to somebody else.
+    """
+    if isinstance(path, Path):
+        return temporary_path(path)
+    staging = _staging() if staging is None else staging
+    staging.mkdir(parents=True, exist_ok=True)
+    return temporary_path(staging / path.name)
+
+
+def make_folder(folder: Place) -> None:
+    """Make *folder* with those above it; in a store without folders there is nothing to do."""
+    if isinstance(folder, Path):
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        objects.make_folder(folder)
 
 
 def commit(
     temporary: Path,
-    path: Path,
+    path: Place,
     metadata: dict[str, Any],
     known: tuple[int, str] | None = None,
 ) -> dict[str, Any]:
     """Make the finished file or directory *temporary* the checkpoint *path*.
 
+    Called again after an error, it goes on where it was.
+
     Args:
-        temporary: In the folder of *path*.
+        temporary: In the folder of *path*, or for a remote *path* anywhere; gone afterwards.
         path: Its name; a checkpoint file that is there is replaced.
         metadata: Content of the sidecar; size and checksum are added.
         known: Size and SHA-256, if whoever wrote the file took them; else it is read again.
@@ -50,8 +113,10 @@ def commit(
         The content of the sidecar.
 
     Raises:
-        OSError: Something could not be written. *path* is as it was, or whole and new.
+        OSError: Something could not be written. *path* is as it was, or whole and new. A full disk
+            is told with the bytes that are needed and free.
     """
+    is_moved = known is not None and not os.path.lexists(temporary) and _is_pending(path, known)
     size, sha256 = known or digest(temporary)
     metadata = {
         "format_version": 1,
@@ -60,20 +125,94 @@ def commit(
         "checkpoint_checksum": sha256,
         **metadata,
     }
+    text = json.dumps(metadata, indent=2, allow_nan=False) + "\n"
+    with explaining(path, size):
+        if isinstance(path, Path):
+            _commit_here(temporary, path, text, is_moved=is_moved)
+        else:
+            _commit_there(temporary, path, text, is_moved=is_moved)
+    note_own_write(sidecar_of(path))
+    return metadata
+
+
+def _commit_here(temporary: Path, path: Path, text: str, *, is_moved: bool) -> None:
     pending = pending_of(path)
     try:
-        atomic_write_text(pending, json.dumps(metadata, indent=2, allow_nan=False) + "\n")
-        if temporary.is_dir():
+        atomic_write_text(pending, text)
+        if is_moved:
+            pass
+        elif temporary.is_dir():
             _sync_tree(temporary)
             os.replace(temporary, path)
         else:
             put_in_place(temporary, path)
     except BaseException:
-        with contextlib.suppress(OSError):
-            pending.unlink(missing_ok=True)
+        # Once the file has its name, only the pending record tells whose it is.
+        if os.path.lexists(temporary):
+            with contextlib.suppress(OSError):
+                pending.unlink(missing_ok=True)
         raise
     put_in_place(pending, sidecar_of(path))
-    return metadata
+
+
+def _commit_there(temporary: Path, path: UPath, text: str, *, is_moved: bool) -> None:
+    """As `_commit_here`, with an upload in the place of the rename: readers see the sidecar last."""
+    pending = pending_of(path)
+    try:
+        objects.write(pending, text.encode())
+        if not is_moved:
+            objects.upload(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if objects.look(sidecar_of(path)) is None:
+                objects.unlink(path)  # a part of it, in a store that shows parts
+            objects.unlink(pending)
+        raise
+    discard(temporary)
+    objects.write(sidecar_of(path), text.encode())
+    with contextlib.suppress(OSError):  # `recover` knows it for what it is
+        objects.unlink(pending)
+
+
+def _is_pending(path: Place, known: tuple[int, str]) -> bool:
+    """Whether an earlier try has put the file at *path* and failed at the sidecar."""
+    record = _read(pending_of(path), path)
+    return record is not None and (record.size, record.sha256) == known and is_intact(record)
+
+
+@contextlib.contextmanager
+def explaining(path: Place, needed: int | None = None) -> Generator[None]:
+    """Have an `OSError` of the block name *path*; a full disk also says what is needed and free.
+
+    Args:
+        path: What is being written.
+        needed: Its size in bytes, where it is known.
+
+    Raises:
+        OSError: Of the same kind and errno.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            wanted = "more" if needed is None else f"{needed} bytes"
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: {wanted} must be written and {_free(path)}. Free some space, "
+                "keep fewer checkpoints (`topk`), or give another `dirpath`",
+                str(path),
+            ) from error
+        if error.errno is not None and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def _free(path: Place) -> str:
+    folder = path.parent if isinstance(path, Path) else Path(tempfile.gettempdir())
+    try:
+        return f"{shutil.disk_usage(folder).free} are free in {folder}"
+    except OSError:
+        return f"how many are free in {folder} is not known"
 
 
 def share(source: Path, target: Path) -> None:
@@ -90,10 +229,11 @@ def share(source: Path, target: Path) -> None:
     except OSError:
         discard(target)
         try:
-            if source.is_dir():
-                shutil.copytree(source, target)
-            else:
-                shutil.copyfile(source, target)
+            with explaining(target, None if source.is_dir() else source.stat().st_size):
+                if source.is_dir():
+                    shutil.copytree(source, target)
+                else:
+                    shutil.copyfile(source, target)
         except BaseException:
             with contextlib.suppress(OSError):
                 discard(target)
@@ -102,90 +242,141 @@ def share(source: Path, target: Path) -> None:
 
 def remove(record: Record) -> bool:
     """Delete a committed checkpoint; False, with a warning, if that is not possible."""
-    pending = pending_of(record.path)
+    path, sidecar, pending = record.path, sidecar_of(record.path), pending_of(record.path)
     try:
-        os.replace(sidecar_of(record.path), pending)
-        discard(record.path)
-        pending.unlink()
+        _rename(sidecar, pending)
+        note_own_removal(sidecar)
+        discard(path)
+        discard(pending)
     except OSError as error:
-        log.warning("the old checkpoint %s could not be deleted: %s", record.path, error)
+        log.warning("the old checkpoint %s could not be deleted: %s", path, error)
         return False
     return True
 
 
-def discard(path: Path) -> None:
+def discard(path: Place) -> None:
     """Delete a file or a whole directory, if it is there."""
-    if path.is_dir() and not path.is_symlink():
+    if not isinstance(path, Path):
+        objects.unlink(path)
+    elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def recover(folder: Path, is_ours: Callable[[Record], bool]) -> None:
+def recover(folder: Place, is_ours: Callable[[Record], bool]) -> None:
     """Clear what a killed process left in *folder*; only for the one process that writes there.
 
-    A checkpoint that was about to be committed is committed if it is whole.
+    A checkpoint that was about to be committed is committed if it is whole. What has neither a
+    sidecar nor a pending name of ours is left alone.
+
+    Raises:
+        OSError: Something could not be read or deleted.
     """
-    remove_leftovers(folder)
-    for pending in sorted(folder.glob(f"*{EXTENSION}{PENDING}")):
-        path = pending.with_name(pending.name.removesuffix(PENDING))
-        record = _read(pending, path)
-        if record is None or not is_ours(record):
-            continue
-        log.info("clearing up after a process that was killed while it wrote %s", path)
-        if is_intact(record):
-            os.replace(pending, sidecar_of(path))
-            continue
-        if not sidecar_of(path).exists():
-            discard(path)
-        pending.unlink()
-    for sidecar in sorted(folder.glob(f"*{EXTENSION}{SIDECAR}")):
-        path = sidecar.with_name(sidecar.name.removesuffix(SIDECAR))
-        record = None if os.path.lexists(path) else _read(sidecar, path)
+    if isinstance(folder, Path):
+        remove_leftovers(folder)
+        present = set(os.listdir(folder))
+    else:
+        remove_leftovers(_staging())
+        present = set(objects.entries(folder))
+    for name in sorted(n for n in present if n.endswith(EXTENSION + PENDING)):
+        path = folder / name.removesuffix(PENDING)
+        record = _read(folder / name, path)
         if record is not None and is_ours(record):
-            sidecar.unlink()
+            log.info("clearing up after a process that was killed while it wrote %s", path)
+            _resolve(record, has_sidecar=sidecar_of(path).name in present)
+    for name in sorted(n for n in present if n.endswith(EXTENSION + SIDECAR)):
+        path = folder / name.removesuffix(SIDECAR)
+        if path.name in present:
+            continue
+        record = _read(folder / name, path)
+        if record is not None and is_ours(record):
+            discard(folder / name)
+            note_own_removal(folder / name)
 
 
-def _read(sidecar: Path, path: Path) -> Record | None:
+def whole_but_pending(folder: Place) -> list[Record]:
+    """Return what `recover` would commit in *folder*: whole files that have only a pending name."""
+    if isinstance(folder, Path):
+        names = set(os.listdir(folder)) if folder.is_dir() else set[str]()
+    else:
+        names = set(objects.entries(folder))
+    found: list[Record] = []
+    for name in sorted(n.removesuffix(PENDING) for n in names if n.endswith(EXTENSION + PENDING)):
+        record = _read(folder / (name + PENDING), folder / name)
+        if record is not None and name + SIDECAR not in names and is_intact(record):
+            found.append(record)
+    return found
+
+
+def _resolve(record: Record, *, has_sidecar: bool) -> None:
+    """Finish or undo what the pending name of *record* stands for."""
+    path, pending, sidecar = record.path, pending_of(record.path), sidecar_of(record.path)
+    if not is_intact(record):
+        if not has_sidecar:
+            discard(path)
+        discard(pending)
+        return
+    _rename(pending, sidecar)
+    note_own_write(sidecar)
+
+
+def _rename(source: Place, target: Place) -> None:
+    """Give a sidecar its other name; in a store it has both for a moment."""
+    if isinstance(source, Path):
+        os.replace(source, str(target))
+    elif not isinstance(target, Path):
+        objects.write(target, objects.read(source))
+        objects.unlink(source)
+
+
+def _read(sidecar: Place, path: Place) -> Record | None:
     try:
-        return Record.parse(path, json.loads(sidecar.read_bytes()))
+        return read_record(sidecar, path)
     except (OSError, ValueError):
         return None
 
 
-def free_name(folder: Path, stem: str, taken: Collection[Path] = ()) -> Path:
-    """Return a path for *stem* that nothing has, by adding `-v1`, `-v2` and so on if need be."""
-    version = 0
-    while True:
-        path = folder / (stem + (f"-v{version}" if version else "") + EXTENSION)
-        if path not in taken and not any(
-            os.path.lexists(p) for p in (path, sidecar_of(path), pending_of(path))
-        ):
-            return path
-        version += 1
+def free_name(folder: P, stem: str, taken: Collection[Place] = ()) -> P:
+    """Return a path for *stem* that nothing has, by adding `-v1`, `-v2` and so on if need be.
 
-
-def point_link(link: Path, target: Path | None) -> None:
-    """Make *link* point to *target*, in one step; what is not a link is left alone.
-
-    None removes a link that leads nowhere. Where links are not possible there is a warning.
+    Raises:
+        OSError: A store of objects cannot be reached.
     """
-    try:
-        if target is None:
-            if link.is_symlink() and not link.exists():
-                link.unlink()
-        elif os.path.lexists(link) and not link.is_symlink():
-            log.warning("%s is no link, so it is left alone; the checkpoint is %s", link, target)
-        elif not link.is_symlink() or os.readlink(link) != os.path.relpath(target, link.parent):
-            atomic_symlink(target, link)
-    except OSError as error:
-        log.warning(
-            "the link %s could not be made (%s); the checkpoint itself is %s. "
-            "Set `save_symlink=False` where links are not possible.",
-            link,
-            error,
-            target,
+    first = folder / (stem + EXTENSION)
+    names = {p.name for p in taken if p.parent == folder}
+    if isinstance(folder, Path):
+        mine = (first, sidecar_of(first), pending_of(first))
+        if first.name not in names and not any(os.path.lexists(str(p)) for p in mine):
+            return first
+        with contextlib.suppress(FileNotFoundError):
+            names.update(os.listdir(folder))
+    else:
+        names.update(objects.entries(folder))
+    for version in itertools.count():
+        name = stem + (f"-v{version}" if version else "") + EXTENSION
+        if names.isdisjoint((name, name + SIDECAR, name + PENDING)):
+            return folder / name
+    raise AssertionError  # pragma: no cover -- counting does not end
+
+
+def point_link(link: Place, target: Place | None) -> None:
+    """Make *link* lead to *target*, by symbolic link where that is possible; see `links.point`."""
+    point(link, target, "symlink")
+
+
+def _staging() -> Path:
+    """A local folder of this user's for what is on its way to a store."""
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    folder = Path(tempfile.gettempdir()) / f"nshtrainer-{user}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or (hasattr(os, "getuid") and folder.stat().st_uid != os.getuid()):
+        raise PermissionError(
+            errno.EACCES,
+            "it belongs to somebody else; set TMPDIR to a folder of yours",
+            str(folder),
         )
+    return folder
 
 
 def _sync_tree(directory: Path) -> None:

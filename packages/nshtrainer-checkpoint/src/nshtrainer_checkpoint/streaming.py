@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-from collections.abc import Generator
+import errno
+import os
+from collections.abc import Collection, Generator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from typing_extensions import override
 
+from .digesting import DigestingFile, lasting_memory
 from .retry import retrying
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from .snapshot import Snapshot
 
 __all__ = ["StreamingCheckpointIO", "can_stream", "streaming"]
+
+_CANNOT_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS})
+"""How some file systems answer who wants a file on disk; `put_in_place` says so in the log."""
 
 
 class StreamingCheckpointIO(TorchCheckpointIO):
@@ -35,10 +40,14 @@ class StreamingCheckpointIO(TorchCheckpointIO):
     Args:
         snapshot: Takes a copy, which `finish` writes, perhaps in another thread; None writes at
             once.
+        parameters: Names in the `state_dict` that are looked at for NaN and infinity; buffers may
+            hold them for good reason.
     """
 
-    def __init__(self, snapshot: Snapshot | None = None) -> None:
-        self._snapshot = snapshot
+    def __init__(self, snapshot: Snapshot | None = None, parameters: Collection[str] = ()) -> None:
+        self._snapshot, self._parameters = snapshot, parameters
+        self.weights_finite: bool | None = None
+        """Whether no parameter that was written holds NaN or infinity; None if that is not known."""
         self._held: tuple[dict[str, Any], Path] | None = None
         self._error: OSError | None = None
         self._known: tuple[int, str] | None = None
@@ -71,44 +80,49 @@ class StreamingCheckpointIO(TorchCheckpointIO):
         return self._known
 
     def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
+        self.weights_finite = _all_finite(checkpoint.get("state_dict"), self._parameters)
         self._known = retrying(lambda: _write(checkpoint, path), path.parent)
 
 
 def _write(checkpoint: dict[str, Any], path: Path) -> tuple[int, str]:
-    digesting: _Digesting | None = None
+    digesting: DigestingFile | None = None
     try:
-        with path.open("wb") as file:
-            digesting = _Digesting(file)
+        with path.open("wb") as file, DigestingFile(file, lasting_memory(checkpoint)) as digesting:
             torch.save(checkpoint, digesting)  # pyright: ignore[reportArgumentType] -- all it needs of a file
-        return digesting.size, digesting.sha256.hexdigest()
+            file.flush()
+            _sync(file.fileno())  # meanwhile the digest is completed
     except BaseException as error:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
         if digesting is not None and digesting.error is not None and error is not digesting.error:
             raise digesting.error from None  # torch says only that its writer failed
         raise
+    return digesting.size, digesting.sha256
 
 
-class _Digesting:
-    """A file to write to, from first to last byte."""
+def _all_finite(state_dict: Any, parameters: Collection[str]) -> bool | None:
+    """Whether the *parameters* hold no NaN and no infinity: a sum that is finite says so fast."""
+    if not isinstance(state_dict, dict):
+        return None
+    named = cast("dict[Any, Any]", state_dict)
+    found = [t for name, t in named.items() if name in parameters and isinstance(t, torch.Tensor)]
+    floating = [t.detach() for t in found if t.is_floating_point() and t.numel()]
+    if not floating:
+        return None
+    by_device: dict[torch.device, list[torch.Tensor]] = {}
+    for tensor in floating:
+        by_device.setdefault(tensor.device, []).append(tensor.sum(dtype=torch.float32))
+    if all(torch.stack(sums).isfinite().all() for sums in by_device.values()):
+        return True
+    return all(bool(t.isfinite().all()) for t in floating)  # the sum itself may have overflowed
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.sha256, self.size = hashlib.sha256(), 0
-        self.error: OSError | None = None
 
-    def write(self, data: bytes) -> int:
-        self.sha256.update(data)
-        try:
-            self._file.write(data)
-        except OSError as error:
-            self.error = error
+def _sync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
             raise
-        self.size += len(data)
-        return len(data)
-
-    def flush(self) -> None:
-        self._file.flush()
 
 
 @contextlib.contextmanager
@@ -116,7 +130,8 @@ def streaming(
     trainer: Trainer, snapshot: Snapshot | None = None
 ) -> Generator[StreamingCheckpointIO]:
     """Save in this way for a while, unless the user or the strategy has another one."""
-    checkpoint_io = StreamingCheckpointIO(snapshot)
+    module = trainer.lightning_module
+    checkpoint_io = StreamingCheckpointIO(snapshot, {name for name, _ in module.named_parameters()})
     before = trainer.strategy.checkpoint_io
     if not can_stream(trainer):
         yield checkpoint_io

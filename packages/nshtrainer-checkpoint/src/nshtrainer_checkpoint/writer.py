@@ -17,12 +17,21 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from nshtrainer.errors import ConfigError, NshTrainerError
 from nshtrainer.files import temporary_path
 from nshtrainer.runtime import driver, events
+from nshtrainer.trainer.record import describe_run
 
 from .lineage import Lineage
 from .metadata import Record, SidecarReader, is_intact, json_number
 from .retention import newest_first
 from .retry import retrying
-from .storage import commit, discard, point_link, recover, remove, share
+from .storage import (
+    commit,
+    discard,
+    point_link,
+    recover,
+    remove,
+    share,
+    whole_but_pending,
+)
 from .streaming import StreamingCheckpointIO, streaming
 
 if TYPE_CHECKING:
@@ -167,16 +176,17 @@ class Writer:
             driver.attach(trainer, self.identity).enable_saving(trainer)
             if trainer.is_global_zero and self.folder.is_dir():
                 with contextlib.suppress(OSError):  # clearing up is no reason to fail
-                    recover(self.folder, self._is_ours)
+                    recover(self.folder, self.is_ours)
 
     # ---- what is there ----------------------------------------------------------------------
 
-    def _is_ours(self, record: Record) -> bool:
+    def is_ours(self, record: Record) -> bool:
+        """Whether this callback wrote it in this run."""
         return record.run_id == self.run_id and record.callback == self.identity
 
     def present(self, folder: Path | None = None) -> list[Record]:
         """Return this run's committed checkpoints of this callback, of all attempts."""
-        return [r for r in self._reader.records(folder or self.folder) if self._is_ours(r)]
+        return [r for r in self._reader.records(folder or self.folder) if self.is_ours(r)]
 
     def on_the_way(self) -> list[Record]:
         """Return those on the way of the present training; see `Lineage`."""
@@ -264,7 +274,7 @@ class Writer:
 
     def may_remove(self, trainer: Trainer, record: Record) -> bool:
         """Whether *record* may be deleted: our own, on our way, and not what was resumed from."""
-        if record.path.parent != self.folder or not self._is_ours(record):
+        if record.path.parent != self.folder or not self.is_ours(record):
             return False
         source = trainer.ckpt_path
         return source is None or Path(source).resolve() != record.path.resolve()
@@ -278,19 +288,8 @@ class Writer:
         link_to: Path | None = None,
         metrics: dict[str, float] | None = None,
         monitor: dict[str, Any] | None = None,
-        about: dict[str, Any] | None = None,
     ) -> SavePlan:
-        """Return the plan to write *record*, with the content of its sidecar; rank 0 only.
-
-        Args:
-            record: The new checkpoint.
-            removed: What is deleted once it is committed.
-            kept: What counts afterwards.
-            link_to: Where the link is to point.
-            metrics: All that is known now.
-            monitor: Name and mode of the metric that ranks it.
-            about: What `describe_run` says.
-        """
+        """Return the plan to write *record*, with the content of its sidecar; rank 0 only."""
         metadata = {
             "run_id": record.run_id,
             "callback": record.callback,
@@ -303,7 +302,6 @@ class Writer:
             "metrics": {name: json_number(v) for name, v in (metrics or {}).items()},
             "training_time_s": round(self.train_seconds, 3),
             "checkpoint_timestamp": dt.datetime.now(dt.timezone.utc).isoformat(),
-            **(about or {}),
         }
         self.ensure_folder()
         return SavePlan(
@@ -327,7 +325,7 @@ class Writer:
             with streaming(trainer) as stream, _no_barrier(trainer):
                 trainer.save_checkpoint(plan.temporary, self.weights_only)
             wait_for_plugin(trainer)
-            committed = commit_all([(self, plan)], stream)
+            committed = commit_all(trainer, [(self, plan)], stream)
         except BaseException:
             drop([plan])
             raise
@@ -336,11 +334,12 @@ class Writer:
 
 
 def commit_all(
-    plans: list[tuple[Writer, SavePlan]], stream: StreamingCheckpointIO
+    trainer: Trainer, plans: list[tuple[Writer, SavePlan]], stream: StreamingCheckpointIO
 ) -> list[Committed]:
     """Commit one dump under the names of all *plans*, point their links, delete what fell out.
 
     Args:
+        trainer: What is saved; only asked what the sidecars say of the run.
         plans: Each with its writer; the dump lies, or will lie, at the first one's temporary path.
         stream: What wrote the dump, or holds it.
 
@@ -348,13 +347,22 @@ def commit_all(
         OSError: Something could not be written; older checkpoints are as they were.
     """
     known = stream.finish()
+    about = {"weights_finite": stream.weights_finite, **describe_run(trainer)}
     first = plans[0][1]
+    if stream.weights_finite is False:
+        log.warning(
+            "the weights at step %s, which are being saved, hold NaN or infinity; a resumed run "
+            "starts from an earlier checkpoint, if one is kept (`topk`)",
+            first.record.step,
+        )
     for _, plan in plans[1:]:
         retrying(lambda plan=plan: share(first.temporary, plan.temporary), plan.temporary.parent)
     done: list[Committed] = []
     for _, plan in plans:
         metadata = retrying(
-            lambda plan=plan: commit(plan.temporary, plan.record.path, plan.metadata, known),
+            lambda plan=plan: commit(
+                plan.temporary, plan.record.path, {**plan.metadata, **about}, known
+            ),
             plan.record.path,
         )
         done.append(Committed(plan.record.path, metadata, []))
@@ -407,15 +415,24 @@ def newest_checkpoint(trainer: Trainer) -> Path | None:
         folder = writer.locate(trainer)
         if folder is not None:
             records += writer.present(folder)
+            # Written whole by a process that was killed on the last metre: `settle` commits it.
+            records += [r for r in whole_but_pending(folder) if writer.is_ours(r)]
             others += writer.anyone(folder) if writer.dirpath is not None else []
     for record in newest_first(r for r in records or others if not r.weights_only):
-        if is_intact(record):
+        if not is_intact(record):
+            log.warning(
+                "%s is damaged: size or SHA-256 differ from its metadata. The checkpoint before it "
+                "is used; delete the damaged one.",
+                record.path,
+            )
+        elif not record.weights_finite:
+            log.warning(
+                "%s holds weights that are NaN or infinite, from which no training recovers. The "
+                "checkpoint before it is used; give its path to use it all the same.",
+                record.path,
+            )
+        else:
             return record.path
-        log.warning(
-            "%s is damaged: size or SHA-256 differ from its metadata. The checkpoint before it is "
-            "used; delete the damaged one.",
-            record.path,
-        )
     return None
 
 

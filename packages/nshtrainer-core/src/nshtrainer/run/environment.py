@@ -92,16 +92,25 @@ class EnvironmentSnapshot:
                 log.warning("the environment of the run is not recorded: %s", error)
                 self._done.set()
 
-    def result(self, timeout: float | None = 30.0) -> dict[str, Any]:
+    def result(
+        self, timeout: float | None = 30.0, *, packages: tuple[str, ...] = ("",)
+    ) -> dict[str, Any]:
         """Return what was gathered, waiting up to *timeout* seconds; `None` waits to the end.
 
         Starts the gathering if nobody has. Each call returns its own copy.
+
+        Args:
+            timeout: In seconds.
+            packages: Only those whose names start with one of these; all by default.
         """
         self.start()
         finished = self._done.wait(timeout)
         found = dict(self._found)
         if not finished:
             log.debug("the environment snapshot is not complete after %s s", timeout)
+        installed = found.get("packages")
+        if installed is not None and "error" not in installed:
+            found["packages"] = {n: v for n, v in installed.items() if n.startswith(packages)}
         late = {"error": "could not be gathered" if finished else "not finished in time"}
         return copy.deepcopy({name: found.get(name, late) for name in self._parts()})
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import logging
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -53,6 +54,8 @@ class RunRecord(Callback):
             name: repr(type(value).__qualname__) for name, value in (objects or {}).items()
         }
         self._environment: EnvironmentSnapshot | None = None
+        self._dumped: dict[str, Any] | None = None
+        self._redacted: dict[str, Any] = {}
         silence_unused_hooks(self)
 
     @property
@@ -127,7 +130,10 @@ class RunRecord(Callback):
 
     def _config_as_data(self) -> dict[str, Any]:
         """The configuration with the settled id, as plain data without secrets."""
-        return redact({**self.config.model_dump(mode="json"), "id": self.config.run.id})
+        data = {**self.config.model_dump(mode="json"), "id": self.config.run.id}
+        if data != self._dumped:  # redacting takes longer than writing a small checkpoint
+            self._dumped, self._redacted = data, redact(data)
+        return copy.deepcopy(self._redacted)
 
     def description(self) -> dict[str, Any]:
         """The run as plain data without secrets; see `describe_run`."""
@@ -181,11 +187,9 @@ _TRAINING_PACKAGES = ("lightning", "numpy", "nshtrainer", "pytorch-lightning", "
 
 
 def _surroundings(environment: EnvironmentSnapshot | None) -> dict[str, Any]:
-    found: dict[str, Any] = {} if environment is None else environment.result(timeout=0)
-    packages = found.get("packages")
-    if isinstance(packages, dict):
-        versions = cast("dict[str, str]", packages)
-        found["packages"] = {n: v for n, v in versions.items() if n.startswith(_TRAINING_PACKAGES)}
+    found = (
+        {} if environment is None else environment.result(timeout=0, packages=_TRAINING_PACKAGES)
+    )
     return {"plugins": active_plugins(), "environment": found}
 
 

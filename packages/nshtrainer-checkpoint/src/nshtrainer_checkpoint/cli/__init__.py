@@ -1,0 +1,1 @@
+"""`nshtrainer checkpoint`: list, verify, prune and export what training has saved."""

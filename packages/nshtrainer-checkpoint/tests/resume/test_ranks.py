@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+_spec = importlib.util.spec_from_file_location("resume_runs", Path(__file__).with_name("runs.py"))
+assert _spec is not None
+assert _spec.loader is not None
+runs = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(runs)
+
+
+def train(folder: Path, seed: int, step: int, *, resume: bool, workers: int) -> None:
+    script = Path(__file__).with_name("ranks.py")
+    numbers = [str(int(x)) for x in (seed, step, resume, workers)]
+    done = subprocess.run(
+        [sys.executable, script, folder, *numbers],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0 or step, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_rank_goes_on_where_it_was(tmp_path: Path, workers: int):
+    """Two ranks, new processes, other seeds, saved inside the second epoch: each as if never ended."""
+    train(tmp_path, 1, 0, resume=False, workers=workers)
+    train(tmp_path, 1, 5, resume=False, workers=workers)
+    train(tmp_path, 2, 0, resume=True, workers=workers)
+
+    for rank in (0, 1):
+        straight, resumed = (torch.load(tmp_path / f"{n}{rank}.pt", weights_only=False) for n in ("straight", "resumed"))  # fmt: skip
+        assert straight["seen"][-len(resumed["seen"]) :] == resumed["seen"]
+        del straight["seen"], resumed["seen"]
+        assert runs.equal(straight, resumed)
