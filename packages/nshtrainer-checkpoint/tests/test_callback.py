@@ -219,13 +219,16 @@ def test_an_interval_saves_between_validations(fit, model, folder: Path):
     assert sorted((r.step, r.save_number) for r in records) == [(1, 1), (2, 3)]
 
 
-def test_without_an_interval_no_batch_is_slowed_down():
+def test_where_nothing_can_happen_after_a_step_no_batch_is_slowed_down():
     """The per-batch hook is not there for Lightning to call."""
     metric = MetricConfig(**MIN)
 
     assert LastCheckpointCallback().on_train_batch_end is None
     assert BestCheckpointCallback(metric=metric).on_train_batch_end is None
-    assert callable(LastCheckpointCallback(save_on_time_interval=timedelta(1)).on_train_batch_end)
+    assert BestCheckpointCallback(metric=metric).on_train_batch_settled is None
+    assert LastCheckpointCallback(preemption_signals=[]).on_train_batch_settled is None
+    timed = LastCheckpointCallback(save_on_time_interval=timedelta(1))
+    assert callable(timed.on_train_batch_settled)
 
 
 def test_neither_sanity_check_nor_validate_nor_test_saves(fit, model, loader, folder: Path):

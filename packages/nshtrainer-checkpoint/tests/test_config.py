@@ -41,8 +41,10 @@ METRIC = {"name": "val/loss", "mode": "min"}
         {"filename": "{epoch:zz}"},
         {"filename": "m.ckpt"},
         {"filename": ".m"},
-        {"dirpath": "memory://x"},
+        {"dirpath": "s3://"},
+        {"dirpath": Path("s3://bucket/x")},
         {"dirpath": ""},
+        {"links": "junction"},
     ],
 )
 def test_best_refuses_what_would_fail_later(bad: dict):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from nshtrainer.files import temporary_path
+from nshtrainer_checkpoint.links import point as point_link
 from nshtrainer_checkpoint.metadata import (
     Record,
     SidecarReader,
@@ -25,7 +26,6 @@ from nshtrainer_checkpoint.storage import (
     commit,
     explaining,
     free_name,
-    point_link,
     recover,
     remove,
     share,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from abc import abstractmethod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,15 +13,18 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
 from nshtrainer.callbacks.callback import silence_unused_hooks
+from nshtrainer.errors import ConfigError
 
 from .config import BestCheckpointCallbackConfig, LastCheckpointCallbackConfig
-from .metadata import Record, SidecarReader, sidecar_of
+from .metadata import Record, SidecarReader
 from .moment import Moment, abandon, happen, look_ahead, participants_of, settle
 from .names import NameTemplate, duration_text
+from .places import Place, as_place
 from .plain import foreign_values, make_plain
+from .resume import ResumeState
 from .retention import Keep, decide
 from .source import check_source, stop_checking
-from .storage import free_name, point_link
+from .storage import free_name
 from .writer import SavePlan, Writer, newest_checkpoint
 
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["CheckpointCallback"]
 
 log = logging.getLogger(__name__)
+
+_SIGNALS = ("SIGTERM", "SIGUSR1")
 
 
 class CheckpointCallback(ModelCheckpoint):
@@ -66,6 +71,8 @@ class CheckpointCallback(ModelCheckpoint):
         self.save_top_k = -1 if config.topk == "all" else config.topk
         self._policy = config
         self._keep = keep
+        signals = getattr(config, "preemption_signals", ())
+        self.preemption_signals: tuple[str, ...] = _SIGNALS if signals is None else tuple(signals)
         self.moments = self._listens_to()
         self.async_save = bool(config.async_save)
         self.on_save_error: Literal["raise", "warn"] = config.on_save_error or "raise"
@@ -75,8 +82,10 @@ class CheckpointCallback(ModelCheckpoint):
         self._last_moment: Moment | None = None
         self._warned: set[str] = set()
         self._checked_content = False
-        self._loaded_paths: list[Path] = []
-        silence_unused_hooks(self, *(() if "step" in self.moments else ("on_train_batch_end",)))
+        self._loaded_paths: list[Place] = []
+        silence_unused_hooks(self, "on_train_batch_end")
+        if self.moments.isdisjoint(("step", "preemption")):
+            self.__dict__["on_train_batch_settled"] = None
 
     # ---- what differs -----------------------------------------------------------------------
 
@@ -110,6 +119,8 @@ class CheckpointCallback(ModelCheckpoint):
         self._checked_content = False
         if participants_of(trainer)[0] is self:
             check_source(trainer)
+        if stage == "fit":
+            ResumeState.attach(trainer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -124,17 +135,19 @@ class CheckpointCallback(ModelCheckpoint):
         if trainer.is_global_zero:
             ranked = self._keep.rank(self._competitors())
             self._show(ranked)
-            if self.writer.link is not None:  # a process killed after its commit left it behind
-                own = [r.path for r in ranked if r.path.parent == self.writer.folder]
-                point_link(self.writer.link, own[0] if own else None)
+            own = [r.path for r in ranked if r.path.parent == self.writer.folder]
+            self.writer.point_link(own[0] if own else None)  # a killed process left it behind
 
     @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing, and never called: the module's own hook comes after it."""
+
+    def on_train_batch_settled(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called when all hooks of a batch have run, the module's own too."""
         # Between optimizer steps there are gradients that no checkpoint would hold.
         if trainer.global_step != self._seen_step:
             happen(self, trainer, "step")
+            happen(self, trainer, "preemption")
             self._seen_step = trainer.global_step
 
     @override
@@ -147,6 +160,10 @@ class CheckpointCallback(ModelCheckpoint):
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing: the module's own hook comes after it."""
+
+    def on_validation_settled(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called when all hooks at the end of a validation have run, the module's own too."""
         happen(self, trainer, "validation_end")
 
     @override
@@ -155,6 +172,7 @@ class CheckpointCallback(ModelCheckpoint):
     ) -> None:
         """Only waits for what is being written: a collective save could wait for a rank that has gone."""
         stop_checking(trainer)
+        ResumeState.detach(trainer)
         abandon(trainer)
 
     @override
@@ -166,7 +184,20 @@ class CheckpointCallback(ModelCheckpoint):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         stop_checking(trainer)
+        ResumeState.detach(trainer)
         abandon(trainer)
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        ResumeState.write(trainer, checkpoint)
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        ResumeState.read(trainer, checkpoint)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -192,7 +223,10 @@ class CheckpointCallback(ModelCheckpoint):
         self._last_global_step_saved = int(state_dict.get("last_saved_step", 0))
         self._last_moment = state_dict.get("last_moment")
         same = (state_dict.get("monitor"), state_dict.get("mode")) == (self.monitor, self.mode)
-        self._loaded_paths = [Path(p) for p in state_dict.get("kept", ())] if same else []
+        self._loaded_paths = []
+        for path in state_dict.get("kept", ()) if same else ():
+            with contextlib.suppress(ConfigError):  # in a store that cannot be reached from here
+                self._loaded_paths.append(as_place(path))
 
     def on_checkpoint_prepare(
         self,
@@ -268,7 +302,7 @@ class CheckpointCallback(ModelCheckpoint):
         """Whether there is something to save since the last time: a step, or a validation after it."""
         if trainer.global_step != self._last_global_step_saved:
             return True
-        before_validation = self._last_moment in ("step", "validation_start")
+        before_validation = self._last_moment in ("step", "preemption", "validation_start")
         return moment == "validation_end" and before_validation
 
     def decided(
@@ -338,7 +372,7 @@ class CheckpointCallback(ModelCheckpoint):
         present = {
             r.path: r for folder in {p.parent for p in paths} for r in reader.records(folder)
         }
-        found = [present[p] for p in paths if p in present and sidecar_of(p).exists()]
+        found = [present[p] for p in paths if p in present]
         # A run that was copied as a whole has its own of each.
         own = {(r.run_id, r.attempt, r.save_number) for r in self.writer.present()}
         return [r for r in found if (r.run_id, r.attempt, r.save_number) not in own]

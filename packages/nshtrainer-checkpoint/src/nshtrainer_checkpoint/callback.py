@@ -69,6 +69,7 @@ class BestCheckpointCallback(CheckpointCallback):
                 dirpath=config.dirpath,
                 run=run,
                 link_name=f"{name}.ckpt" if config.save_symlink else None,
+                links=config.links or "symlink",
                 weights_only=config.save_weights_only,
             ),
             NameTemplate.parse(config.filename)
@@ -175,6 +176,7 @@ class LastCheckpointCallback(CheckpointCallback):
                 dirpath=config.dirpath,
                 run=run,
                 link_name=f"{name}.ckpt" if config.save_symlink else None,
+                links=config.links or "symlink",
                 weights_only=config.save_weights_only,
             ),
             NameTemplate.parse(config.filename)
@@ -199,6 +201,8 @@ class LastCheckpointCallback(CheckpointCallback):
             moments.add("validation_start")
         if config.save_on_time_interval is not None or config.keep_every_n_steps is not None:
             moments.add("step")
+        if self.preemption_signals:
+            moments.add("preemption")
         return frozenset(moments)
 
     @override

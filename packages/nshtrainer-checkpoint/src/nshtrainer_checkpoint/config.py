@@ -21,6 +21,8 @@ from nshtrainer.errors import ConfigError
 from nshtrainer.metric import MetricConfig
 from nshtrainer.types import PositiveInt
 
+from .places import LinkPolicy, checked_place
+
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
 
@@ -36,13 +38,8 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 
-def _local(value: Any) -> Any:
-    if isinstance(value, (str, Path)) and (not str(value) or "://" in str(value)):
-        raise ValueError(
-            f"{str(value)!r} is no folder of this machine; checkpoints are committed by renaming "
-            "files, which remote stores cannot do. Give a local path and upload from there."
-        )
-    return value
+def _checked(value: Any) -> Any:
+    return checked_place(value) if isinstance(value, (str, Path)) else value
 
 
 def _no_number(value: Any) -> Any:
@@ -53,7 +50,7 @@ def _no_number(value: Any) -> Any:
     return value
 
 
-LocalPath = Annotated[Path, BeforeValidator(_local)]
+Folder = Annotated[Path | str, BeforeValidator(_checked)]
 Interval = Annotated[timedelta, BeforeValidator(_no_number), Field(gt=timedelta(0))]
 
 
@@ -65,13 +62,15 @@ def _no_bool(value: Any) -> Any:
 
 Size = Annotated[ByteSize, BeforeValidator(_no_bool), Field(gt=0)]
 OnSaveError = Literal["raise", "warn"]
+PreemptionSignal = Literal["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGXCPU"]
 
 
 class _CheckpointConfig(CallbackConfigBase):
     """What the three have in common."""
 
-    dirpath: LocalPath | None = None
-    """Folder in which the callback makes its own; None is `checkpoint` in the run's directory."""
+    dirpath: Folder | None = None
+    """Folder in which the callback makes its own: a path, or a URL that fsspec reaches, such as
+    `s3://bucket/run`. None is `checkpoint` in the run's directory."""
 
     filename: str | None = None
     """Template of the file name, without extension, such as `{epoch}-{val/loss:.3f}`."""
@@ -113,7 +112,12 @@ class _PolicyConfig(_CheckpointConfig):
     """Leave out optimizers, schedulers and callbacks; such a checkpoint cannot be resumed from."""
 
     save_symlink: bool = True
-    """Keep a link to the first one, beside the folder."""
+    """Keep a link to the first one, beside the folder; how is what `links` says."""
+
+    links: LinkPolicy | None = None
+    """How the link is made: `symlink`, `hardlink`, `copy`, `pointer` (a small JSON file that names
+    the checkpoint) or `none`. What is not possible falls back to the next; stores of objects get a
+    pointer. None is what `CheckpointSavingConfig` says, else `symlink`."""
 
     async_save: bool | None = None
     """Write in the background: training waits only for a copy of the state in memory. None is what
@@ -215,6 +219,11 @@ class LastCheckpointCallbackConfig(_PolicyConfig):
     save_on_time_interval: Interval | None = None
     """Save also when this much time has passed since the last save, by rank 0's clock."""
 
+    preemption_signals: list[PreemptionSignal] | None = None
+    """Save also when one of these arrives, on whatever rank, after the optimizer step it falls into.
+    SIGTERM then ends training as Lightning does; after the others it goes on. None is what
+    `CheckpointSavingConfig` says, else SIGTERM and SIGUSR1; an empty list leaves signals alone."""
+
     @classmethod
     @override
     def _examples(cls) -> dict[str, float | str]:
@@ -267,7 +276,7 @@ def _default_callbacks() -> list[Any]:
     ]
 
 
-_SHARED = ("async_save", "on_save_error", "trial")
+_SHARED = ("async_save", "on_save_error", "trial", "links", "preemption_signals")
 
 
 class CheckpointSavingConfig(CallbackConfigBase):
@@ -291,6 +300,16 @@ class CheckpointSavingConfig(CallbackConfigBase):
     trial: bool = False
     """Save once before the first step, to see how large and slow that is and whether there is room for
     all that is kept and one more; if not, the run does not start."""
+
+    links: LinkPolicy = "symlink"
+    """How `last.ckpt` and `best_<metric>.ckpt` lead to checkpoints: `symlink`, `hardlink`, `copy`,
+    `pointer` or `none`, with a fall-back to the next where one is not possible."""
+
+    preemption_signals: list[PreemptionSignal] = Field(
+        default_factory=lambda: ["SIGTERM", "SIGUSR1"]
+    )
+    """Signals on which the last checkpoint is saved, as clusters send them before they take a machine
+    back; an empty list leaves signals alone."""
 
     @override
     def create_callbacks(self, trainer_config: TrainerConfig) -> Iterable[Callback]:

@@ -161,8 +161,10 @@ def lasting_memory(value: Any) -> dict[int, int]:
                     found[storage.data_ptr()] = storage.nbytes()
         elif isinstance(one, (dict, list, tuple)) and id(cast("object", one)) not in seen:
             seen.add(id(cast("object", one)))  # a container may contain itself
-            inner = cast("dict[Any, Any]", one).values() if isinstance(one, dict) else one
-            left += cast("list[Any]", inner)
+            if isinstance(one, dict):
+                left += cast("dict[Any, Any]", one).values()
+            else:
+                left += cast("list[Any]", one)
     return found
 
 

@@ -13,11 +13,12 @@ import os
 import posixpath
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from nshtrainer.files import atomic_symlink, atomic_write_text, put_in_place, temporary_path
 
 from . import objects
+from .places import LinkPolicy
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["LinkPolicy", "follow", "point", "pointer_of"]
 
 log = logging.getLogger(__name__)
-
-LinkPolicy: TypeAlias = Literal["symlink", "hardlink", "copy", "pointer", "none"]
 
 _ORDER: tuple[LinkPolicy, ...] = ("symlink", "hardlink", "copy", "pointer")
 _POINTER = ".pointer.json"

@@ -20,6 +20,7 @@ from nshtrainer.errors import NshTrainerError
 
 from .background import Background
 from .metadata import plain_metrics
+from .preemption import Preemption
 from .snapshot import Snapshot
 from .streaming import StreamingCheckpointIO, can_stream, streaming
 from .trial import check_writable, try_out
@@ -51,7 +52,9 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-Moment = Literal["step", "validation_start", "validation_end", "epoch_end", "train_end"]
+Moment = Literal[
+    "step", "preemption", "validation_start", "validation_end", "epoch_end", "train_end"
+]
 
 
 @runtime_checkable
@@ -66,6 +69,8 @@ class Participant(Protocol):
     trial: bool
     keeps: int
     """How many checkpoints it keeps."""
+    preemption_signals: tuple[str, ...]
+    """Those on which it saves."""
 
     def wants(self, trainer: Trainer, moment: Moment) -> bool:
         """Whether it wants to save now; called on every rank, with the same answer."""
@@ -97,6 +102,7 @@ class _Session:
         self.undo: list[Callable[[], None]] = []
         """Takes back what was decided for the save that is being written."""
         self.raises = True
+        self.preemption: Preemption | None = None
         self.is_open = False
         """Whether a save may be under way in the background; the same on every rank."""
 
@@ -124,10 +130,19 @@ def happen(caller: Participant, trainer: Trainer, moment: Moment) -> None:
     listening = [p for p in participants_of(trainer) if moment in p.moments]
     if not listening or listening[0] is not caller or not is_training(trainer):
         return
+    preemption = _session_of(trainer).preemption
+    signal = None
+    if moment == "preemption":
+        signal = None if preemption is None else preemption.requested(trainer)
+        if signal is None:
+            return
     wanting = [p for p in listening if p.wants(trainer, moment)]
     if wanting:
         settle(trainer)  # one that is still being written counts when the next is decided on
         _save(trainer, wanting, moment)
+    if signal is not None:
+        settle(trainer)  # the machine may be gone in a moment
+        log.info("%s was received; the checkpoint of step %s is saved", signal, trainer.global_step)
 
 
 def is_training(trainer: Trainer) -> bool:
@@ -149,6 +164,11 @@ def look_ahead(trainer: Trainer) -> None:
     saving = participants_of(trainer)
     if not is_training(trainer):
         return
+    signals = {name: None for p in saving for name in p.preemption_signals}
+    session = _session_of(trainer)
+    if signals and session.preemption is None:
+        session.preemption = Preemption(signals)
+        session.preemption.attach(trainer)
     for one in saving:
         with _failing([], raises=one.on_save_error == "raise"):
             agree(trainer, partial(check_writable, one.writer))
@@ -178,6 +198,9 @@ def settle(trainer: Trainer) -> None:
 def abandon(trainer: Trainer) -> None:
     """Wait for the save in the background on this rank alone, and only log how it failed."""
     session = _session_of(trainer)
+    if session.preemption is not None:
+        session.preemption.detach()
+        session.preemption = None
     try:
         session.background.close()
     except Exception:

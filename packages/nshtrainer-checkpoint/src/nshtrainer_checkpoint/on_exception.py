@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import MutableMapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Checkpoint
@@ -17,6 +16,7 @@ from nshtrainer.callbacks.callback import resolve_config, silence_unused_hooks
 from .config import OnExceptionCheckpointCallbackConfig
 from .moment import abandon
 from .names import Key, NameTemplate
+from .places import Place
 from .plain import make_plain
 from .storage import free_name
 from .writer import Writer
@@ -138,7 +138,7 @@ class OnExceptionCheckpointCallback(Checkpoint):
         else:
             log.info("saved %s on %s", path, type(exception).__name__)
 
-    def _save(self, trainer: Trainer) -> Path:
+    def _save(self, trainer: Trainer) -> Place:
         writer = self.writer
         values: dict[str, float | str] = {
             "epoch": trainer.current_epoch,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from urllib.parse import unquote
 
 from nshtrainer.errors import ConfigError
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 else:
     Place = Any  # the real thing cannot be named without importing upath
 
-__all__ = ["Place", "as_place", "checked_place", "is_remote", "is_url"]
+__all__ = ["LinkPolicy", "Place", "as_place", "checked_place", "is_remote", "is_url"]
+
+LinkPolicy: TypeAlias = Literal["symlink", "hardlink", "copy", "pointer", "none"]
+"""How a documented name such as `last.ckpt` leads to a checkpoint."""
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 _LOCAL = frozenset({"file", "local"})

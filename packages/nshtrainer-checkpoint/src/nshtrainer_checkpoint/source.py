@@ -6,15 +6,19 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch.trainer.states import TrainerFn
 
 from nshtrainer.errors import ConfigError
 
+from . import objects
+from .links import follow
 from .metadata import Record, SidecarReader, is_intact, pending_of
+from .places import Place, as_place, is_remote
 from .retention import newest_first
-from .writer import agree, newest_checkpoint
+from .verify import damage
+from .writer import agree, newest_checkpoint, real_name, writers_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -37,14 +41,14 @@ def check_source(trainer: Trainer) -> None:
     without metadata of ours, say one of Lightning's own, is left to torch.
     """
     connector = _connector(trainer)
-    instance = vars(connector)
+    instance = cast("dict[str, Any]", vars(connector))
     if not isinstance(instance.get(_METHOD), _CheckedStart):
         instance[_METHOD] = _CheckedStart(trainer, instance.get(_METHOD))
 
 
 def stop_checking(trainer: Trainer) -> None:
     """Undo `check_source`; does nothing without it, or where somebody has wrapped the method since."""
-    instance = vars(_connector(trainer))
+    instance = cast("dict[str, Any]", vars(_connector(trainer)))
     wrapper = instance.get(_METHOD)
     if isinstance(wrapper, _CheckedStart):
         del instance[_METHOD]
@@ -72,13 +76,18 @@ class _CheckedStart:
         trainer = self.trainer
         if checkpoint_path == AUTO:
             checkpoint_path = agree(trainer, lambda: _newest(trainer))
-        elif checkpoint_path:
-            agree(trainer, lambda: _check(str(checkpoint_path)))
+        elif checkpoint_path and isinstance(checkpoint_path, (str, Path)):
+            checkpoint_path = agree(trainer, lambda: _checked(str(checkpoint_path)))
+        if checkpoint_path:
+            source = real_name(checkpoint_path)
+            for writer in writers_of(trainer):
+                writer.sources.add(source)
         if self.below is not None:
             self.below(checkpoint_path, *args, **kwargs)
         else:
-            connector = _connector(trainer)
-            type(connector).resume_start(connector, checkpoint_path, *args, **kwargs)
+            connector: Any = _connector(trainer)
+            method = cast("Callable[..., None]", type(connector).resume_start)
+            method(connector, checkpoint_path, *args, **kwargs)
 
 
 def _newest(trainer: Trainer) -> str | None:
@@ -95,32 +104,36 @@ def _newest(trainer: Trainer) -> str | None:
     return str(found)
 
 
-def _check(source: str) -> None:
-    if "://" in source:
-        return
-    path = Path(os.path.realpath(source))
-    if not path.exists():
-        return  # Lightning says so
+def _checked(source: str) -> str:
+    """Return what is to be loaded for *source*, which may be a link or a pointer, if it is whole."""
+    try:
+        place = as_place(source)
+    except ConfigError:
+        return source  # of a kind that Lightning may know
+    path = follow(place)
+    if path is None:
+        return source  # Lightning says that it is not there
+    if isinstance(path, Path):
+        path = Path(os.path.realpath(path))
     records = SidecarReader().records(path.parent)
     record = next((r for r in records if r.path == path), None)
     if record is None:
-        if pending_of(path).exists():
+        if _exists(pending_of(path)):
             raise ConfigError(
                 f"{source} was not finished: the process that wrote it was killed. {_other(records)}"
             )
-        return
+        return str(path) if is_remote(path) else source
     if not is_intact(record):
-        size = path.stat().st_size if path.is_file() else None
-        damage = (
-            f"it has {size} bytes where {record.size} were written"
-            if size not in (None, record.size)
-            else "its SHA-256 is not that of what was written"
-        )
-        raise ConfigError(f"{source} is damaged: {damage}. {_other(records, record)}")
+        raise ConfigError(f"{source} is damaged: {damage(record)}. {_other(records, record)}")
     if not record.weights_finite:
         log.warning(
             "%s holds weights that are NaN or infinite. %s", source, _other(records, record)
         )
+    return str(path)
+
+
+def _exists(place: Place) -> bool:
+    return place.exists() if isinstance(place, Path) else objects.look(place) is not None
 
 
 def _other(records: list[Record], damaged: Record | None = None) -> str:

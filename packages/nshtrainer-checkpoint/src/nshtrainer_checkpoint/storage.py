@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from nshtrainer.files import atomic_write_text, put_in_place, remove_leftovers, temporary_path
 
 from . import objects
-from .links import point
 from .metadata import (
     PENDING,
     SIDECAR,
@@ -52,7 +51,6 @@ __all__ = [
     "explaining",
     "free_name",
     "make_folder",
-    "point_link",
     "recover",
     "remove",
     "share",
@@ -87,10 +85,18 @@ def temporary_for(path: Place, staging: Path | None = None) -> Path:
 
 def make_folder(folder: Place) -> None:
     """Make *folder* with those above it; in a store without folders there is nothing to do."""
-    if isinstance(folder, Path):
-        folder.mkdir(parents=True, exist_ok=True)
-    else:
+    if not isinstance(folder, Path):
         objects.make_folder(folder)
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise type(error)(
+            error.errno,
+            "there is a file where the folder for checkpoints belongs; move it away, or give another "
+            "`dirpath`",
+            str(folder),
+        ) from error
 
 
 def commit(
@@ -358,11 +364,6 @@ def free_name(folder: P, stem: str, taken: Collection[Place] = ()) -> P:
         if names.isdisjoint((name, name + SIDECAR, name + PENDING)):
             return folder / name
     raise AssertionError  # pragma: no cover -- counting does not end
-
-
-def point_link(link: Place, target: Place | None) -> None:
-    """Make *link* lead to *target*, by symbolic link where that is possible; see `links.point`."""
-    point(link, target, "symlink")
 
 
 def _staging() -> Path:

@@ -8,6 +8,7 @@ import logging
 import math
 import shutil
 import time
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,10 @@ import torch
 from nshtrainer.errors import ConfigError
 from nshtrainer.files import temporary_path
 
+from . import objects
 from .metadata import digest
-from .storage import discard
+from .places import Place
+from .storage import discard, temporary_for
 from .streaming import streaming
 from .writer import Writer, agree
 
@@ -54,12 +57,17 @@ def check_writable(writer: Writer) -> None:
         ConfigError: That is not possible; the message names the folder and the cause.
     """
     place = writer.folder
-    while not place.exists() and place != place.parent:
-        place = place.parent  # nothing is made before there is something to save
-    probe = temporary_path(place / "writable")
     try:
-        probe.touch()
-        probe.unlink()
+        if isinstance(place, Path):
+            while not place.exists() and place != place.parent:
+                place = place.parent  # nothing is made before there is something to save
+            probe = temporary_path(place / "writable")
+            probe.touch()
+            probe.unlink()
+        else:
+            distant = place / f".writable-{uuid.uuid4().hex}"
+            objects.write(distant, b"")
+            objects.unlink(distant)
     except OSError as error:
         raise ConfigError(
             f"{writer.identity} cannot write to {place} ({error.strerror or error}), so that no "
@@ -82,7 +90,7 @@ def try_out(trainer: Trainer, writer: Writer, kept: Iterable[int]) -> Trial:
         ConfigError: It cannot be written, or there is no room; says how large a checkpoint is.
     """
     wanted = sum(kept) + 1
-    temporary = Path(agree(trainer, lambda: str(temporary_path(writer.ensure_folder() / "trial"))))
+    temporary = Path(agree(trainer, lambda: str(temporary_for(writer.ensure_folder() / "trial"))))
     begin = time.perf_counter()
     try:
         with streaming(trainer) as stream:
@@ -128,7 +136,9 @@ def _judged(writer: Writer, trial: Trial) -> Trial:
     return trial
 
 
-def _free(folder: Path) -> int | None:
+def _free(folder: Place) -> int | None:
+    if not isinstance(folder, Path):
+        return None
     try:
         return shutil.disk_usage(folder).free
     except OSError:

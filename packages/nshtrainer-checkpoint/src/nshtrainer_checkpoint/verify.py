@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from . import objects
 from .metadata import Record, digest
 
 __all__ = ["damage"]
@@ -16,8 +19,13 @@ def damage(record: Record, *, fast: bool = False) -> str | None:
     """
     path = record.path
     try:
-        is_folder = path.is_dir()
-        if not is_folder and (size := path.stat().st_size) != record.size:
+        if isinstance(path, Path):
+            is_folder, size = path.is_dir(), path.stat().st_size
+        elif (entry := objects.look(path)) is not None:
+            is_folder, size = entry.is_folder, entry.size
+        else:
+            return "the file is missing"
+        if not is_folder and size != record.size:
             return f"it has {size} bytes where {record.size} were written"
         if fast:
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import logging
+import os
 import time
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
@@ -15,21 +16,24 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from nshtrainer.errors import ConfigError, NshTrainerError
-from nshtrainer.files import temporary_path
 from nshtrainer.runtime import driver, events
 from nshtrainer.trainer.record import describe_run
 
 from .lineage import Lineage
+from .links import follow, point
 from .metadata import Record, SidecarReader, is_intact, json_number
+from .places import LinkPolicy, Place, as_place
+from .resume import ResumeState
 from .retention import newest_first
 from .retry import retrying
 from .storage import (
     commit,
     discard,
-    point_link,
+    make_folder,
     recover,
     remove,
     share,
+    temporary_for,
     whole_but_pending,
 )
 from .streaming import StreamingCheckpointIO, streaming
@@ -49,6 +53,7 @@ __all__ = [
     "drop",
     "newest_checkpoint",
     "next_save_number",
+    "real_name",
     "wait_for_plugin",
     "writers_of",
 ]
@@ -66,7 +71,7 @@ class SavePlan:
     """The new checkpoint; size and digest are filled in by the commit."""
     temporary: Path
     removed: list[Record]
-    link_to: Path | None
+    link_to: Place | None
     metadata: dict[str, Any]
     kept: list[Record]
     """What counts afterwards, first one first."""
@@ -76,9 +81,9 @@ class SavePlan:
 class Committed:
     """What became of a plan."""
 
-    path: Path
+    path: Place
     metadata: dict[str, Any]
-    removed: list[Path]
+    removed: list[Place]
 
 
 class Writer:
@@ -87,10 +92,15 @@ class Writer:
     Args:
         identity: The callback's; sidecars carry it, and others' checkpoints are left alone.
         folder_name: Name of the folder.
-        dirpath: Its parent; None is the run's, or without a run the trainer's root directory.
+        dirpath: Its parent, a path or a URL; None is the run's, or without a run the trainer's
+            root directory.
         run: The run, where the callback comes from a configuration.
         link_name: Name of the link beside the folder; None makes none.
+        links: How it is made.
         weights_only: What is saved.
+
+    Raises:
+        ConfigError: *dirpath* needs a library that is not installed, or is no place.
     """
 
     def __init__(
@@ -98,34 +108,39 @@ class Writer:
         *,
         identity: str,
         folder_name: str,
-        dirpath: Path | None,
+        dirpath: str | Path | None,
         run: Run | None,
         link_name: str | None = None,
+        links: LinkPolicy = "symlink",
         weights_only: bool = False,
     ) -> None:
         self.identity, self.folder_name, self.link_name = identity, folder_name, link_name
-        self.dirpath, self.run, self.weights_only = dirpath, run, weights_only
+        self.dirpath = None if dirpath is None else as_place(dirpath)
+        self.links: LinkPolicy = links
+        self.run, self.weights_only = run, weights_only
+        self.sources: set[str] = set()
+        """What this process has resumed from; never deleted."""
         self.lineage: Lineage | None = None
         self.start_step: int | None = None
         """Steps made before this fit; None before it starts."""
         self._loaded: dict[str, Any] = {}
         self._has_begun = True
-        self._parent: Path | None = None
+        self._parent: Place | None = None
         self._reader = SidecarReader()
         self._started = time.monotonic()
         self._seconds_before = 0.0
 
     # ---- where ------------------------------------------------------------------------------
 
-    def locate(self, trainer: Trainer | None = None) -> Path | None:
+    def locate(self, trainer: Trainer | None = None) -> Place | None:
         """Return the folder; None while the run's id, or the trainer, is not known."""
         if self.dirpath is not None:
-            parent = self.dirpath.expanduser().absolute()
+            parent = _absolute(self.dirpath)
         elif self.run is not None:
             known = self.run.known_directory
             parent = None if known is None else known.subdirectory("checkpoint")
         elif trainer is not None:
-            parent = Path(trainer.default_root_dir).expanduser().absolute() / "checkpoint"
+            parent = _absolute(as_place(trainer.default_root_dir)) / "checkpoint"
         else:
             parent = self._parent
         return None if parent is None else parent / self.folder_name
@@ -136,7 +151,7 @@ class Writer:
         return self._parent is not None
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> Place:
         """The folder, agreed on in `settle`; it may not exist yet."""
         if self._parent is None:
             raise NshTrainerError(
@@ -145,9 +160,16 @@ class Writer:
         return self._parent / self.folder_name
 
     @property
-    def link(self) -> Path | None:
+    def link(self) -> Place | None:
         """The link beside the folder, if there is to be one."""
-        return None if self.link_name is None else self.folder.parent / self.link_name
+        if self.link_name is None or self.links == "none":
+            return None
+        return self.folder.parent / self.link_name
+
+    def point_link(self, target: Place | None) -> None:
+        """Make the link lead to *target*; None removes one that leads nowhere."""
+        if self.link is not None:
+            point(self.link, target, self.links)
 
     @property
     def run_id(self) -> str | None:
@@ -162,8 +184,8 @@ class Writer:
         """
         if self.run is not None:
             self.run.settle(trainer)
-        folder = cast("Path", self.locate(trainer))
-        self._parent = Path(trainer.strategy.broadcast(str(folder.parent)))
+        folder = cast("Place", self.locate(trainer))
+        self._parent = as_place(trainer.strategy.broadcast(str(folder.parent)))
         for other in writers_of(trainer):
             if other is not self and other._parent is not None and other.folder == self.folder:
                 raise ConfigError(
@@ -174,7 +196,7 @@ class Writer:
             # Of an earlier fit; a checkpoint's state comes after `setup`.
             self._loaded, self._has_begun = {}, True
             driver.attach(trainer, self.identity).enable_saving(trainer)
-            if trainer.is_global_zero and self.folder.is_dir():
+            if trainer.is_global_zero:
                 with contextlib.suppress(OSError):  # clearing up is no reason to fail
                     recover(self.folder, self.is_ours)
 
@@ -184,7 +206,7 @@ class Writer:
         """Whether this callback wrote it in this run."""
         return record.run_id == self.run_id and record.callback == self.identity
 
-    def present(self, folder: Path | None = None) -> list[Record]:
+    def present(self, folder: Place | None = None) -> list[Record]:
         """Return this run's committed checkpoints of this callback, of all attempts."""
         return [r for r in self._reader.records(folder or self.folder) if self.is_ours(r)]
 
@@ -195,7 +217,7 @@ class Writer:
             return self.present()
         return [r for r in self.present() if lineage.includes(r.attempt, r.step)]
 
-    def anyone(self, folder: Path) -> list[Record]:
+    def anyone(self, folder: Place) -> list[Record]:
         """Return what this callback committed in *folder*, in whatever run."""
         return [r for r in self._reader.records(folder) if r.callback == self.identity]
 
@@ -253,7 +275,7 @@ class Writer:
     def new_record(
         self,
         trainer: Trainer,
-        path: Path,
+        path: Place,
         value: float | None = None,
         save_number: int | None = None,
     ) -> Record:
@@ -276,8 +298,10 @@ class Writer:
         """Whether *record* may be deleted: our own, on our way, and not what was resumed from."""
         if record.path.parent != self.folder or not self.is_ours(record):
             return False
-        source = trainer.ckpt_path
-        return source is None or Path(source).resolve() != record.path.resolve()
+        sources = self.sources
+        if trainer.ckpt_path is not None:
+            sources = sources | {real_name(trainer.ckpt_path)}
+        return real_name(record.path) not in sources
 
     def plan(
         self,
@@ -285,7 +309,7 @@ class Writer:
         *,
         removed: Iterable[Record] = (),
         kept: Iterable[Record] = (),
-        link_to: Path | None = None,
+        link_to: Place | None = None,
         metrics: dict[str, float] | None = None,
         monitor: dict[str, Any] | None = None,
     ) -> SavePlan:
@@ -305,14 +329,14 @@ class Writer:
         }
         self.ensure_folder()
         return SavePlan(
-            record, temporary_path(record.path), list(removed), link_to, metadata, list(kept)
+            record, temporary_for(record.path), list(removed), link_to, metadata, list(kept)
         )
 
-    def ensure_folder(self) -> Path:
+    def ensure_folder(self) -> Place:
         """Make the folder, and what the run keeps beside it; rank 0 only."""
         if self.dirpath is None and self.run is not None:
             self.run.directory.ensure("checkpoint")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         return self.folder
 
     def write_alone(self, trainer: Trainer, plan: SavePlan) -> Committed:
@@ -322,7 +346,7 @@ class Writer:
             OSError: The checkpoint could not be written; older ones are as they were.
         """
         try:
-            with streaming(trainer) as stream, _no_barrier(trainer):
+            with streaming(trainer) as stream, _no_barrier(trainer), ResumeState.alone(trainer):
                 trainer.save_checkpoint(plan.temporary, self.weights_only)
             wait_for_plugin(trainer)
             committed = commit_all(trainer, [(self, plan)], stream)
@@ -367,8 +391,8 @@ def commit_all(
         )
         done.append(Committed(plan.record.path, metadata, []))
     for (writer, plan), committed in zip(plans, done, strict=True):
-        if writer.link is not None and plan.link_to is not None:
-            point_link(writer.link, plan.link_to)
+        if plan.link_to is not None:
+            writer.point_link(plan.link_to)
         committed.removed = [r.path for r in plan.removed if remove(r)]
     return done
 
@@ -402,7 +426,7 @@ def writers_of(trainer: Trainer) -> list[Writer]:
     return [w for w in found if isinstance(w, Writer)]
 
 
-def newest_checkpoint(trainer: Trainer) -> Path | None:
+def newest_checkpoint(trainer: Trainer) -> Place | None:
     """Return the newest checkpoint of the run that can be resumed from, whoever wrote it.
 
     The newest is that of the latest attempt with the greatest step; a damaged one is passed over
@@ -434,6 +458,22 @@ def newest_checkpoint(trainer: Trainer) -> Path | None:
         else:
             return record.path
     return None
+
+
+def real_name(source: object) -> str:
+    """Return what names the checkpoint *source*, a path, a URL or a link to one, once and for all."""
+    if not isinstance(source, (str, os.PathLike)) and not hasattr(source, "protocol"):
+        return repr(source)  # an open file
+    try:
+        place = as_place(str(cast("Any", source)))
+        place = follow(place) or place
+    except (ConfigError, OSError):
+        return str(cast("Any", source))  # a store that we do not reach
+    return os.path.realpath(place) if isinstance(place, Path) else str(place)
+
+
+def _absolute(place: Place) -> Place:
+    return place.expanduser().absolute() if isinstance(place, Path) else place
 
 
 def agree(trainer: Trainer, decide: Callable[[], T]) -> T:

@@ -1,23 +1,15 @@
 from __future__ import annotations
 
-import importlib.util
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import resume_runs as runs
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from torch.utils.data import DataLoader
-
-_spec = importlib.util.spec_from_file_location("resume_runs", Path(__file__).with_name("runs.py"))
-assert _spec is not None
-assert _spec.loader is not None
-runs = importlib.util.module_from_spec(_spec)
-sys.modules.setdefault("resume_runs", runs)
-_spec.loader.exec_module(runs)
 
 pytestmark = [
     # Lightning cannot know that ours makes it resumable.

@@ -1,22 +1,14 @@
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import resume_runs as runs
 import torch
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
 import nshtrainer
-
-_spec = importlib.util.spec_from_file_location("resume_runs", Path(__file__).with_name("runs.py"))
-assert _spec is not None
-assert _spec.loader is not None
-runs = importlib.util.module_from_spec(_spec)
-sys.modules["resume_runs"] = runs  # workers unpickle datasets by this name
-_spec.loader.exec_module(runs)
 
 pytestmark = [
     # Lightning cannot know that ours makes it resumable.

@@ -1,18 +1,12 @@
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import resume_runs as runs
 import torch
-
-_spec = importlib.util.spec_from_file_location("resume_runs", Path(__file__).with_name("runs.py"))
-assert _spec is not None
-assert _spec.loader is not None
-runs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(runs)
 
 
 def train(folder: Path, seed: int, step: int, *, resume: bool, workers: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
@@ -21,13 +22,16 @@ from .position import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator, Mapping, MutableMapping
 
     from lightning.pytorch import Trainer
 
-__all__ = ["ResumeState"]
+__all__ = ["KEY", "ResumeState"]
 
 log = logging.getLogger(__name__)
+
+KEY = "nshtrainer_resume"
+"""Where it lies in a checkpoint."""
 
 _VERSION = 1
 _NEW_EPOCH = ("epoch_start", "epoch_end", "epoch_done")
@@ -57,6 +61,10 @@ class ResumeState:
         self._is_batch_over = False
         """Between a batch with all its hooks and the validation that may follow."""
         self._warned = False
+        self._put: list[tuple[Any, str, Any, Any]] = []
+        """Owner, name, what we put there and what had been there, if the class's own was not."""
+        self.is_alone = False
+        """Whether this rank is saving without the others."""
 
     @classmethod
     def attach(cls, trainer: Trainer) -> ResumeState:
@@ -68,6 +76,48 @@ class ResumeState:
         state._loaded = state._pending = None
         state._watch(trainer)
         return state
+
+    @staticmethod
+    def detach(trainer: Trainer) -> None:
+        """Leave Lightning's loops as they were; call it on every way out, more than once if need be."""
+        state = _attached.get(trainer)
+        while state is not None and state._put:
+            owner, name, call, below = state._put.pop()
+            held = cast("dict[str, Any]", vars(owner))
+            if held.get(name) is not call:  # somebody has wrapped it since
+                continue
+            if below is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, below)
+
+    @staticmethod
+    def write(trainer: Trainer, checkpoint: MutableMapping[str, Any]) -> None:
+        """Add the state to *checkpoint*, once; call it in `on_save_checkpoint`, on every rank."""
+        state = _attached.get(trainer)
+        if state is not None and KEY not in checkpoint:
+            checkpoint[KEY] = state.collect(trainer, alone=state.is_alone)
+
+    @staticmethod
+    def read(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+        """Take over what `write` has added, if it has; call it in `on_load_checkpoint`."""
+        state = _attached.get(trainer)
+        if state is not None and KEY in checkpoint:
+            state.restore(trainer, checkpoint[KEY])
+
+    @staticmethod
+    @contextlib.contextmanager
+    def alone(trainer: Trainer) -> Generator[None]:
+        """While this rank saves by itself: `write` waits for no other."""
+        state = _attached.get(trainer)
+        if state is None:
+            yield
+            return
+        state.is_alone = True
+        try:
+            yield
+        finally:
+            state.is_alone = False
 
     # ---- saving -----------------------------------------------------------------------------
 
@@ -166,7 +216,7 @@ class ResumeState:
     def _watch(self, trainer: Trainer) -> None:
         """Put our calls around those of the loops that no hook reaches; once for each trainer."""
         fit_loop = cast("Any", trainer.fit_loop)
-        if "setup_data" in vars(fit_loop):
+        if self._put:
             return
         epoch_loop = fit_loop.epoch_loop
         wrap = {
@@ -182,7 +232,10 @@ class ResumeState:
             (trainer.strategy, "on_validation_end"): self._validation_end,
         }
         for (owner, name), around in wrap.items():
-            setattr(owner, name, _around(around, trainer, getattr(owner, name)))
+            below = vars(owner).get(name)
+            call = _around(around, trainer, getattr(owner, name))
+            setattr(owner, name, call)
+            self._put.append((owner, name, call, below))
 
     def _setup_data(self, trainer: Trainer, original: Callable[[], None]) -> None:
         original()

@@ -6,7 +6,7 @@ import copy
 import functools
 import json
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -168,7 +168,7 @@ def describe_run(trainer: Trainer) -> dict[str, Any]:
     that are known already; of the packages only the ones that training depends on), and where the
     trainer was made from a configuration `name`, `project` and `trainer_config`. Waits for nothing.
     """
-    callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType, reportUnknownMemberType] -- set in Lightning's connector
+    callbacks = cast("list[Any]", cast("Any", trainer).callbacks)  # set in Lightning's connector
     record = next((c for c in callbacks if isinstance(c, RunRecord)), None)
     if record is not None:
         return record.description()
