@@ -84,7 +84,7 @@ FILES = {
     "interval without a unit": Bad(SAVE % "last_checkpoint, save_on_time_interval: 60", SAVED + "last_checkpoint.save_on_time_interval", "60 has no unit; give .*'01:30:00'"),
     "bad file name template": Bad(SAVE % "last_checkpoint, filename: '{epoch'", SAVED + "last_checkpoint.filename", "lone '{'.*Write '{{'"),
     "file name with a folder": Bad(SAVE % "best_checkpoint, filename: ../x", SAVED + "best_checkpoint.filename", "Use `dirpath`"),
-    "remote folder": Bad(SAVE % "best_checkpoint, dirpath: 's3://x'", SAVED + "best_checkpoint.dirpath", "Give a local path"),
+    "remote folder": Bad(SAVE % "best_checkpoint, dirpath: 's3://'", SAVED + "best_checkpoint.dirpath", "names no folder"),
     "watch everything": Bad("loggers: [{name: wandb, watch: {log: everything}}]", "loggers[0].wandb.watch.log", "'gradients', 'parameters' or 'all'.*'everything'"),
     "watch never": Bad("callbacks: [{name: wandb_watch, log_freq: 0}]", "wandb_watch.log_freq", "greater than 0"),
     "upload no pattern": Bad("callbacks: [{name: wandb_upload_code, exclude: ['']}]", "wandb_upload_code.exclude[0]", "at least 1 character"),

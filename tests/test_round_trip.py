@@ -82,6 +82,7 @@ AMBIGUOUS = (
 texts = st.sampled_from(AMBIGUOUS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 filled = texts.filter(lambda t: t.strip())
 file_names = st.text(string.ascii_letters + string.digits + "_-", min_size=1, max_size=20)
+urls = st.sampled_from(["s3://bucket/run", "gs://bucket/a b", "memory://run"])
 paths = st.sampled_from(
     [".", "a", "/a/b", "a b/c", "on", "~", "1e5", "null", "ä/ö", "a\nb", "2020-01-01"]
 ).map(Path)
@@ -126,8 +127,16 @@ metadata = st.fixed_dictionaries(
     },
 )
 COMMON = {"metadata": metadata, "label": maybe(labels), "added_by": maybe(texts)}
-_checkpoint = {"dirpath": maybe(paths), "filename": maybe(templates)}
-_shared = {"async_save": st.booleans(), "on_save_error": st.sampled_from(["raise", "warn"])}
+_checkpoint = {"dirpath": maybe(paths | urls), "filename": maybe(templates)}
+_signals = st.lists(
+    st.sampled_from(["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGXCPU"]), max_size=3
+)
+_shared = {
+    "async_save": st.booleans(),
+    "on_save_error": st.sampled_from(["raise", "warn"]),
+    "trial": st.booleans(),
+    "links": st.sampled_from(["symlink", "hardlink", "copy", "pointer", "none"]),
+}
 _kept = {
     **_checkpoint,
     **{option: maybe(values) for option, values in _shared.items()},
@@ -137,13 +146,14 @@ _kept = {
     "topk": positive | st.just("all"),
     "save_weights_only": st.booleans(),
     "save_symlink": st.booleans(),
+    "max_total_bytes": maybe(positive),
 }
 _globs = st.lists(filled, max_size=3)
 
 OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "act_save": {"enabled": st.booleans(), "save_dir": maybe(paths)},
     "best_checkpoint": {**_kept, "metric": maybe(metrics), "throw_on_no_metric": st.booleans()},
-    "checkpoint_saving": {"enabled": st.booleans(), **_shared},
+    "checkpoint_saving": {"enabled": st.booleans(), **_shared, "preemption_signals": _signals},
     "debug_flag": {"enabled": st.booleans()},
     "early_stopping": {
         "metric": maybe(metrics), "patience": non_negative, "min_delta": non_negative_reals,
@@ -162,7 +172,8 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     },
     "last_checkpoint": {
         **_kept, "save_on_time_interval": maybe(durations), "on_train_end": st.booleans(),
-        "before_validation": st.booleans(),
+        "before_validation": st.booleans(), "preemption_signals": maybe(_signals),
+        "keep_every_n_steps": maybe(positive),
     },
     "learning_rate_monitor": {
         "logging_interval": st.sampled_from(["step", "epoch", None]), "log_momentum": st.booleans(),

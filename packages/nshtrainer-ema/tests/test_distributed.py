@@ -125,7 +125,7 @@ def test_all_ranks_hold_the_same_average_and_evaluate_with_it(ranks):
         assert torch.equal(average, file["state_dict"][name])
     assert all(torch.equal(a, b) for a, b in zip(first["seen"], second["seen"], strict=True))
     assert torch.equal(first["seen"][-1], first["average"]["layer.weight"])
-    assert torch.equal(file["nshtrainer_ema"]["weights"]["layer.weight"], first["weight"])
+    assert torch.equal(file["nshtrainer_average"]["weights"]["layer.weight"], first["weight"])
 
 
 def test_one_rank_that_wants_to_stop_stops_all(ranks):

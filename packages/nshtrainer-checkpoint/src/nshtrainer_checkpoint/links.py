@@ -15,17 +15,18 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
+from nshtrainer.errors import ConfigError
 from nshtrainer.files import atomic_symlink, atomic_write_text, put_in_place, temporary_path
 
 from . import objects
-from .places import LinkPolicy
+from .places import LinkPolicy, as_place
 
 if TYPE_CHECKING:
     from upath import UPath
 
     from .places import Place
 
-__all__ = ["LinkPolicy", "follow", "point", "pointer_of"]
+__all__ = ["LinkPolicy", "follow", "point", "pointer_of", "real_name"]
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +85,19 @@ def follow(link: Place) -> Place | None:
     target = _pointed(link)
     if target is not None and _exists(target):
         return target
-    if isinstance(link, Path) and link.exists():
-        return link
-    return None
+    return link if _exists(link) else None
+
+
+def real_name(source: object) -> str:
+    """Return what names the checkpoint *source*, a path, a URL or a link to one, once and for all."""
+    if not isinstance(source, (str, os.PathLike)) and not hasattr(source, "protocol"):
+        return repr(source)  # an open file
+    try:
+        place = as_place(str(cast("Any", source)))
+        place = follow(place) or place
+    except (ConfigError, OSError):
+        return str(cast("Any", source))  # a store that we do not reach
+    return os.path.realpath(place) if isinstance(place, Path) else str(place)
 
 
 def _try(link: Place, target: Place, kind: LinkPolicy, asked: LinkPolicy) -> LinkPolicy:

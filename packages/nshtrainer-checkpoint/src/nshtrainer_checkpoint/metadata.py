@@ -31,6 +31,8 @@ __all__ = [
     "SidecarReader",
     "digest",
     "is_intact",
+    "json_number",
+    "json_value",
     "note_own_removal",
     "note_own_write",
     "pending_of",
@@ -373,6 +375,15 @@ def plain_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
         except (TypeError, ValueError, RuntimeError):
             log.debug("metric %r is no single number; left out of the metadata", name)
     return values
+
+
+def json_value(value: Any) -> Any:
+    """Return plain data as JSON can hold it: NaN and infinity in it become text."""
+    if isinstance(value, dict):
+        return {key: json_value(v) for key, v in cast("dict[str, Any]", value).items()}
+    if isinstance(value, (list, tuple)):
+        return [json_value(v) for v in cast("list[Any]", value)]
+    return json_number(value) if isinstance(value, float) else value
 
 
 def json_number(value: float | None) -> float | str | None:

@@ -21,6 +21,7 @@ from nshtrainer.errors import NshTrainerError
 from .background import Background
 from .metadata import plain_metrics
 from .preemption import Preemption
+from .ranks import agree
 from .snapshot import Snapshot
 from .streaming import StreamingCheckpointIO, can_stream, streaming
 from .trial import check_writable, try_out
@@ -28,7 +29,6 @@ from .writer import (
     Committed,
     SavePlan,
     Writer,
-    agree,
     announce,
     commit_all,
     drop,
@@ -143,6 +143,8 @@ def happen(caller: Participant, trainer: Trainer, moment: Moment) -> None:
     if signal is not None:
         settle(trainer)  # the machine may be gone in a moment
         log.info("%s was received; the checkpoint of step %s is saved", signal, trainer.global_step)
+        if preemption is not None:
+            preemption.pass_on(signal)
 
 
 def is_training(trainer: Trainer) -> bool:

@@ -5,6 +5,7 @@ Importing this brings neither fsspec nor universal-pathlib; `as_place` does, for
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -57,6 +58,11 @@ def checked_place(value: str | Path) -> str | Path:
     text = str(value)
     if not text:
         raise ConfigError("the folder is empty text; give a path or a URL, or leave it out")
+    try:
+        os.fsencode(text)
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{text!r} is no text ({error.reason}); give a path or a URL") from None
     if _MANGLED.match(text):
         raise ConfigError(
             f"{text!r} was a URL before it became a `pathlib.Path`, which drops a slash. "

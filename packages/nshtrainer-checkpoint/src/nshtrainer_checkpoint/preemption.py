@@ -22,12 +22,17 @@ log = logging.getLogger(__name__)
 _STRIDE = 16
 """Steps between looks where the host runs ahead of the device."""
 
+_rounds = [0]
+"""How many signals this process has acted on with the others: each gets a key of its own."""
+
 
 class Preemption:
     """Notes signals of one trainer and lets all ranks act on one at the same optimizer step.
 
     The handler that was there is called too, so Lightning's way out on SIGTERM and SLURM's requeue
-    go on. Ranks need an all-reduce in each optimizer step, as in DDP and FSDP.
+    go on. Those are collectives: with several ranks they are called by `pass_on`, on all ranks at one
+    step, and before that only where the signal comes again. Ranks need an all-reduce in each
+    optimizer step, as in DDP and FSDP.
 
     Args:
         signals: Names of the signals; those that this platform lacks are passed over.
@@ -37,12 +42,14 @@ class Preemption:
         self.signals = tuple(signals)
         self._noted: str | None = None
         self._before: dict[int, Any] = {}
-        self._round = 0
+        self._heard: set[int] = set()
+        self._acts_together = False
 
     def attach(self, trainer: Trainer) -> None:
         """Put the handlers in place; nothing outside the main thread. Call in `on_train_start`."""
         if self._before or threading.current_thread() is not threading.main_thread():
             return
+        self._acts_together = trainer.world_size > 1 and dist.is_initialized()
         for name in self.signals:
             number = getattr(signal, name, None)
             if number is not None:
@@ -77,7 +84,7 @@ class Preemption:
         step = trainer.global_step
         stride = 1 if trainer.strategy.root_device.type == "cpu" else _STRIDE
         store: Any = distributed_c10d._get_default_store()  # pyright: ignore[reportPrivateUsage] -- torch offers no public way to the store
-        key = f"nshtrainer/preemption/{self._round}"
+        key = f"nshtrainer/preemption/{_rounds[0]}"
         if self._noted is not None:
             # The first to write wins; a later one is of the same request.
             store.compare_set(key, "", f"{(step // stride + 1) * stride} {self._noted}")
@@ -91,11 +98,21 @@ class Preemption:
         target, name = store.get(key).decode().split(" ")
         if step < int(target):
             return None
-        self._round += 1
+        _rounds[0] += 1
         return name
 
     def _note(self, number: int, frame: Any) -> None:
         self._noted = signal.Signals(number).name
+        is_again = number in self._heard
+        self._heard.add(number)
         before = self._before.get(number)
-        if callable(before):
+        if callable(before) and (is_again or not self._acts_together):
             before(number, frame)
+
+    def pass_on(self, name: str) -> None:
+        """Let the handler before act on the signal *name*; called on all ranks, after the save."""
+        number = getattr(signal, name, None)
+        before = None if number is None else self._before.get(number)
+        if self._acts_together and callable(before):
+            self._heard.discard(number)
+            before(number, None)

@@ -13,12 +13,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from nshtrainer.errors import ConfigError
 
 from . import objects
-from .links import follow
+from .links import follow, real_name
 from .metadata import Record, SidecarReader, is_intact, pending_of
 from .places import Place, as_place, is_remote
+from .ranks import agree
 from .retention import newest_first
 from .verify import damage
-from .writer import agree, newest_checkpoint, real_name, writers_of
+from .writer import newest_checkpoint, writers_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

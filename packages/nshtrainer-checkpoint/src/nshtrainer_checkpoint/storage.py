@@ -33,6 +33,7 @@ from .metadata import (
     Record,
     digest,
     is_intact,
+    json_value,
     note_own_removal,
     note_own_write,
     pending_of,
@@ -131,7 +132,7 @@ def commit(
         "checkpoint_checksum": sha256,
         **metadata,
     }
-    text = json.dumps(metadata, indent=2, allow_nan=False) + "\n"
+    text = json.dumps(json_value(metadata), indent=2, allow_nan=False) + "\n"
     with explaining(path, size):
         if isinstance(path, Path):
             _commit_here(temporary, path, text, is_moved=is_moved)

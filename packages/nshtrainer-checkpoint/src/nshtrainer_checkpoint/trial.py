@@ -21,15 +21,17 @@ from nshtrainer.files import temporary_path
 
 from . import objects
 from .metadata import digest
+from .names import size_text
 from .places import Place
+from .ranks import agree
 from .storage import discard, temporary_for
 from .streaming import streaming
-from .writer import Writer, agree
+from .writer import Writer
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-__all__ = ["Trial", "check_writable", "size_text", "try_out"]
+__all__ = ["Trial", "check_writable", "try_out"]
 
 log = logging.getLogger(__name__)
 
@@ -143,15 +145,6 @@ def _free(folder: Place) -> int | None:
         return shutil.disk_usage(folder).free
     except OSError:
         return None
-
-
-def size_text(size: float) -> str:
-    """Return *size*, in bytes, for a person: `12.3 MB`."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def _missing_state(optimizer: torch.optim.Optimizer) -> int:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import logging
-import os
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
@@ -20,9 +19,10 @@ from nshtrainer.runtime import driver, events
 from nshtrainer.trainer.record import describe_run
 
 from .lineage import Lineage
-from .links import follow, point
+from .links import point, real_name
 from .metadata import Record, SidecarReader, is_intact, json_number
 from .places import LinkPolicy, Place, as_place
+from .ranks import no_barrier
 from .resume import ResumeState
 from .retention import newest_first
 from .retry import retrying
@@ -47,20 +47,16 @@ __all__ = [
     "Committed",
     "SavePlan",
     "Writer",
-    "agree",
     "announce",
     "commit_all",
     "drop",
     "newest_checkpoint",
     "next_save_number",
-    "real_name",
     "wait_for_plugin",
     "writers_of",
 ]
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -346,7 +342,7 @@ class Writer:
             OSError: The checkpoint could not be written; older ones are as they were.
         """
         try:
-            with streaming(trainer) as stream, _no_barrier(trainer), ResumeState.alone(trainer):
+            with streaming(trainer) as stream, no_barrier(trainer), ResumeState.alone(trainer):
                 trainer.save_checkpoint(plan.temporary, self.weights_only)
             wait_for_plugin(trainer)
             committed = commit_all(trainer, [(self, plan)], stream)
@@ -460,62 +456,8 @@ def newest_checkpoint(trainer: Trainer) -> Place | None:
     return None
 
 
-def real_name(source: object) -> str:
-    """Return what names the checkpoint *source*, a path, a URL or a link to one, once and for all."""
-    if not isinstance(source, (str, os.PathLike)) and not hasattr(source, "protocol"):
-        return repr(source)  # an open file
-    try:
-        place = as_place(str(cast("Any", source)))
-        place = follow(place) or place
-    except (ConfigError, OSError):
-        return str(cast("Any", source))  # a store that we do not reach
-    return os.path.realpath(place) if isinstance(place, Path) else str(place)
-
-
 def _absolute(place: Place) -> Place:
     return place.expanduser().absolute() if isinstance(place, Path) else place
-
-
-def agree(trainer: Trainer, decide: Callable[[], T]) -> T:
-    """Call *decide* on rank 0 and return its result on every rank; a collective.
-
-    Raises:
-        Exception: What *decide* raised, on rank 0.
-        NshTrainerError: That it raised, on the others, so that none of them waits.
-    """
-    result: T | None = None
-    error: Exception | None = None
-    if trainer.is_global_zero:
-        try:
-            result = decide()
-        except Exception as raised:  # noqa: BLE001 -- raised again below, after the others know
-            error = raised
-    text = None if error is None else f"{type(error).__name__}: {error}"
-    result, text = trainer.strategy.broadcast((result, text))
-    if error is not None:
-        raise error
-    if text is not None:
-        raise NshTrainerError(f"rank 0 could not save a checkpoint: {text}")
-    return cast("T", result)
-
-
-@contextlib.contextmanager
-def _no_barrier(trainer: Trainer) -> Generator[None]:
-    """Let one rank save by itself: the others will never reach a barrier."""
-    strategy: Any = trainer.strategy
-    before = strategy.__dict__.get("barrier")
-    strategy.barrier = _pass
-    try:
-        yield
-    finally:
-        if before is None:
-            del strategy.barrier
-        else:
-            strategy.barrier = before
-
-
-def _pass(*_args: Any, **_kwargs: Any) -> None:
-    """Wait for nobody."""
 
 
 def wait_for_plugin(trainer: Trainer) -> None:

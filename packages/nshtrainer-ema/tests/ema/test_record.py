@@ -87,7 +87,7 @@ def test_a_file_holds_what_is_evaluated_and_the_rest_beside_it(
     trainer.fit(model, make["loader"](4), make["loader"](1))
     file = torch.load(path, weights_only=True)
 
-    record = file["nshtrainer_ema"]
+    record = file["nshtrainer_average"]
     assert record["version"] == 1
     trained, average = model.trained[3], oracle(start, model.trained[:4])
     close(list(file["state_dict"].values()), trained if original else average)
@@ -238,7 +238,7 @@ def test_a_file_of_a_newer_version_is_refused(make, tmp_path):
         make["model"](), make["loader"](4), make["loader"](1)
     )
     file = torch.load(path, weights_only=True)
-    file["nshtrainer_ema"]["version"] = 2
+    file["nshtrainer_average"]["version"] = 2
     torch.save(file, path)
 
     with pytest.raises(RecordVersionError, match="update nshtrainer-ema"):
@@ -301,4 +301,4 @@ def test_saving_after_the_fit_keeps_both_sets(make, tmp_path):
     file = torch.load(tmp_path / "final.ckpt", weights_only=True)
 
     assert equal(list(file["state_dict"].values()), averages(ema))
-    assert equal(list(file["nshtrainer_ema"]["weights"].values()), weights(model))
+    assert equal(list(file["nshtrainer_average"]["weights"].values()), weights(model))

@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from lightning.pytorch.strategies import Strategy
 
-__all__ = ["PREPARED_KEY", "install", "is_installed", "is_weights_only", "uninstall"]
+__all__ = ["AVERAGE_KEY", "PREPARED_KEY", "install", "is_installed", "is_weights_only", "uninstall"]
 
 log = logging.getLogger(__name__)
+
+AVERAGE_KEY: Final = "nshtrainer_average"
+"""Where a checkpoint holds the weights' moving average, or the trained weights beside the average:
+what writes it (the family nshtrainer-ema) and what reads it know the content by its `version`."""
 
 PREPARED_KEY: Final = "nshtrainer_prepared"
 """Set to `True` in a checkpoint whose listeners have been called; stays in the file."""

@@ -2,7 +2,7 @@
 
 `state_dict` has the weights that were evaluated. The other set is beside it, under a key of ours:
 
-    checkpoint["nshtrainer_ema"] = {
+    checkpoint["nshtrainer_average"] = {
         "version": 1,
         "state_dict": "average" or "weights",  # which set that is
         "weights": {name: tensor},             # as trained, where state_dict does not have them
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from nshtrainer.errors import NshTrainerError
+from nshtrainer.runtime.saving import AVERAGE_KEY
 
 from .averaging import WeightAverage
 
@@ -32,7 +33,7 @@ __all__ = ["RECORD_KEY", "RecordVersionError", "read_record", "write_record"]
 
 log = logging.getLogger(__name__)
 
-RECORD_KEY: Final = "nshtrainer_ema"
+RECORD_KEY: Final = AVERAGE_KEY
 _VERSION: Final = 1
 
 
