@@ -145,7 +145,7 @@ def commit(
 def _commit_here(temporary: Path, path: Path, text: str, *, is_moved: bool) -> None:
     pending = pending_of(path)
     try:
-        atomic_write_text(pending, text)
+        atomic_write_text(pending, text, flush_directory=False)  # done with the checkpoint's name
         if is_moved:
             pass
         elif temporary.is_dir():

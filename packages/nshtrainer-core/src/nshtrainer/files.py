@@ -57,14 +57,14 @@ class _Writer(NamedTuple):
 
 @overload
 def atomic_write(
-    path: str | os.PathLike[str], mode: Literal["wb"] = "wb"
+    path: str | os.PathLike[str], mode: Literal["wb"] = "wb", *, flush_directory: bool = True
 ) -> contextlib.AbstractContextManager[IO[bytes]]: ...
 @overload
 def atomic_write(
-    path: str | os.PathLike[str], mode: Literal["w"]
+    path: str | os.PathLike[str], mode: Literal["w"], *, flush_directory: bool = True
 ) -> contextlib.AbstractContextManager[IO[str]]: ...
 def atomic_write(
-    path: str | os.PathLike[str], mode: Literal["wb", "w"] = "wb"
+    path: str | os.PathLike[str], mode: Literal["wb", "w"] = "wb", *, flush_directory: bool = True
 ) -> contextlib.AbstractContextManager[IO[Any]]:
     """Open a temporary file that becomes *path* when the `with` block ends without an error.
 
@@ -75,6 +75,8 @@ def atomic_write(
     Args:
         path: The file to write; its directory must exist.
         mode: `"wb"` for bytes; `"w"` for text in UTF-8, newlines written as they are on every system.
+        flush_directory: Wait until the new name, too, outlasts a power failure. False where the
+            caller flushes the directory soon after; the content is flushed in any case.
 
     Raises:
         FileNotFoundError: The directory does not exist.
@@ -85,11 +87,11 @@ def atomic_write(
     """
     if mode not in ("wb", "w"):
         raise ValueError(f"atomic_write got mode {mode!r}; it writes whole files: use 'wb' or 'w'.")
-    return _atomic_write(Path(path), mode)
+    return _atomic_write(Path(path), mode, flush_directory=flush_directory)
 
 
 @contextlib.contextmanager
-def _atomic_write(path: Path, mode: str) -> Generator[IO[Any]]:
+def _atomic_write(path: Path, mode: str, *, flush_directory: bool) -> Generator[IO[Any]]:
     old_permissions = _permissions(path)
     temporary = temporary_path(path)
     file = _create(temporary, mode, 0o666 if old_permissions is None else old_permissions)
@@ -101,7 +103,8 @@ def _atomic_write(path: Path, mode: str) -> Generator[IO[Any]]:
         _sync(file.fileno())
         file.close()  # before the rename: network file systems report a full disk here
         os.replace(temporary, path)
-        _sync_directory(path.parent)
+        if flush_directory:
+            _sync_directory(path.parent)
     except BaseException:
         # Closing flushes again and fails again on a full disk; the first error is the one to show.
         with contextlib.suppress(OSError, ValueError):
@@ -117,9 +120,11 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         file.write(data)
 
 
-def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
+def atomic_write_text(
+    path: str | os.PathLike[str], text: str, *, flush_directory: bool = True
+) -> None:
     """Write *text* to *path* in UTF-8 as `atomic_write` does."""
-    with atomic_write(path, "w") as file:
+    with atomic_write(path, "w", flush_directory=flush_directory) as file:
         file.write(text)
 
 
