@@ -23,9 +23,9 @@ from .places import Place, as_place
 from .plain import foreign_values, make_plain
 from .resume import ResumeState
 from .retention import Keep, decide
-from .source import check_source, stop_checking
+from .source import check_source, leave_after_exception, stop_checking
 from .storage import free_name
-from .writer import SavePlan, Writer, newest_checkpoint
+from .writer import SavePlan, Writer, newest_checkpoint, writers_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
@@ -117,7 +117,7 @@ class CheckpointCallback(ModelCheckpoint):
         self.writer.settle(trainer, stage)
         self.dirpath = str(self.writer.folder)
         self._checked_content = False
-        if participants_of(trainer)[0] is self:
+        if writers_of(trainer)[0] is self.writer:
             check_source(trainer)
         if stage == "fit":
             ResumeState.attach(trainer)
@@ -172,8 +172,8 @@ class CheckpointCallback(ModelCheckpoint):
     ) -> None:
         """Only waits for what is being written: a collective save could wait for a rank that has gone."""
         stop_checking(trainer)
-        ResumeState.detach(trainer)
         abandon(trainer)
+        leave_after_exception(self.writer, trainer)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import MutableMapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, MutableMapping
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -18,8 +19,10 @@ from .moment import abandon
 from .names import Key, NameTemplate
 from .places import Place
 from .plain import make_plain
+from .resume import ResumeState
+from .source import check_source, leave_after_exception, stop_checking
 from .storage import free_name
-from .writer import Writer
+from .writer import Writer, writers_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["OnExceptionCheckpointCallback"]
 
 log = logging.getLogger(__name__)
+
+_ADDING = ("state_dict", "on_save_checkpoint", "on_checkpoint_prepare")
+_NOTHING = object()
 
 
 class OnExceptionCheckpointCallback(Checkpoint):
@@ -48,6 +54,9 @@ class OnExceptionCheckpointCallback(Checkpoint):
     """
 
     config: OnExceptionCheckpointCallbackConfig
+
+    finds_newest_checkpoint = True
+    """`nshtrainer.Trainer` takes `ckpt_path="auto"` where a callback says so."""
 
     def __init__(
         self,
@@ -80,10 +89,32 @@ class OnExceptionCheckpointCallback(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.writer.settle(trainer, stage)
         self.writer.start_step = None
+        if writers_of(trainer)[0] is self.writer:
+            check_source(trainer)
+        if stage == "fit":
+            ResumeState.attach(trainer).notes_batches = True
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        stop_checking(trainer)
         self.writer.begin(trainer)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        stop_checking(trainer)
+        ResumeState.detach(trainer)
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        ResumeState.write(trainer, checkpoint)
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        ResumeState.read(trainer, checkpoint)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -108,6 +139,13 @@ class OnExceptionCheckpointCallback(Checkpoint):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
+        stop_checking(trainer)
+        try:
+            self._save_once_more(trainer, exception)
+        finally:
+            leave_after_exception(self.writer, trainer)
+
+    def _save_once_more(self, trainer: Trainer, exception: BaseException) -> None:
         start = self.writer.start_step
         if (
             trainer.state.fn != TrainerFn.FITTING
@@ -128,7 +166,8 @@ class OnExceptionCheckpointCallback(Checkpoint):
             return
         try:
             abandon(trainer)  # what is being written may be the newest
-            path = self._save(trainer)
+            with _forgiving(trainer):
+                path = self._save(trainer)
         except Exception:
             log.exception(
                 "no checkpoint could be saved on %s, which follows; older checkpoints are as they "
@@ -164,6 +203,50 @@ class OnExceptionCheckpointCallback(Checkpoint):
             return NameTemplate.parse(self.config.filename)
         named = ("_", Key("id")) if self.writer.run_id else ()
         return NameTemplate(("on_exception", *named))
+
+
+@contextlib.contextmanager
+def _forgiving(trainer: Trainer) -> Generator[None]:
+    """Leave out of the save what a callback or the module fails to add to it, and name the culprit."""
+    callbacks: list[Any] = cast("Any", trainer).callbacks  # set in Lightning's connector
+    places = [(c, name) for c in callbacks for name in _ADDING]
+    places += [
+        (m, "on_save_checkpoint") for m in (trainer.lightning_module, _data_of(trainer)) if m
+    ]
+    put: list[tuple[dict[str, Any], str, Any]] = []
+    for owner, name in places:
+        method = getattr(owner, name, None)
+        if callable(method):
+            held = cast("dict[str, Any]", vars(owner))
+            put.append((held, name, held.get(name, _NOTHING)))
+            held[name] = _guarded(owner, name, method)
+    try:
+        yield
+    finally:
+        for held, name, before in reversed(put):
+            if before is _NOTHING:
+                held.pop(name, None)
+            else:
+                held[name] = before
+
+
+def _guarded(owner: Any, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except Exception:
+            log.exception(
+                "%s.%s failed; the checkpoint is saved without what it would have added",
+                type(owner).__name__,
+                name,
+            )
+            return {}
+
+    return call
+
+
+def _data_of(trainer: Trainer) -> Any:
+    return getattr(trainer, "datamodule", None)
 
 
 def _holds_everything(trainer: Trainer) -> bool:

@@ -17,14 +17,15 @@ from .links import follow, real_name
 from .metadata import Record, SidecarReader, is_intact, pending_of
 from .places import Place, as_place, is_remote
 from .ranks import agree
+from .resume import ResumeState
 from .retention import newest_first
 from .verify import damage
-from .writer import newest_checkpoint, writers_of
+from .writer import Writer, newest_checkpoint, writers_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-__all__ = ["AUTO", "check_source", "stop_checking"]
+__all__ = ["AUTO", "check_source", "leave_after_exception", "stop_checking"]
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,15 @@ def stop_checking(trainer: Trainer) -> None:
         del instance[_METHOD]
         if wrapper.below is not None:
             instance[_METHOD] = wrapper.below
+
+
+def leave_after_exception(writer: Writer, trainer: Trainer) -> None:
+    """Leave Lightning's loops as they were, if *writer* is the last of ours that may still save.
+
+    Lightning calls no `teardown` after an exception.
+    """
+    if writers_of(trainer)[-1] is writer:
+        ResumeState.detach(trainer)
 
 
 def _connector(trainer: Trainer) -> Any:

@@ -12,13 +12,18 @@ from lightning.pytorch.callbacks import Callback
 from resume_runs import QUIET, DeadError, Model, Noisy, equal, outcome, seed
 from torch.utils.data import DataLoader
 
-from nshtrainer_checkpoint import BestCheckpointCallback, LastCheckpointCallback
+from nshtrainer_checkpoint import (
+    BestCheckpointCallback,
+    LastCheckpointCallback,
+    OnExceptionCheckpointCallback,
+)
 
 pytestmark = [
     # A shuffled validation is what must not disturb the order of training.
     pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling enabled"),
     # Lightning cannot know that ours makes it resumable.
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
 ]
 
 METRIC = {"monitor": "val/loss", "mode": "min"}
@@ -103,3 +108,41 @@ def test_a_checkpoint_of_lightnings_own_resumes_as_it_does_with_lightning(tmp_pa
     again = Trainer(**QUIET, max_epochs=4, callbacks=[LastCheckpointCallback(dirpath=tmp_path)])
     again.fit(Model(), DataLoader(Noisy(), 4), DataLoader(Noisy(8), 4), ckpt_path=path)
     assert again.current_epoch == 4
+
+
+class DieInside(Model):
+    """Raises in the training step that follows *step* optimizer steps, after its random numbers."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(acts_late=True)
+        self.step = step
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        if self.trainer.global_step == self.step:
+            raise DeadError
+        return loss
+
+
+@pytest.mark.parametrize("others", [True, False], ids=["beside last", "alone"])
+@pytest.mark.parametrize("step", [5, 13])
+def test_an_emergency_checkpoint_is_as_exact(tmp_path: Path, step: int, others: bool):
+    """Saved in the middle of a step that failed; that step is made anew, with its own batch."""
+
+    def fit(model: Model, number: int, folder: Path, path: str | None = None) -> Any:
+        seed(number)
+        callbacks: list[Callback] = [OnExceptionCheckpointCallback(dirpath=folder)]
+        if others:
+            callbacks.insert(0, LastCheckpointCallback(dirpath=folder))
+        trainer = Trainer(**QUIET, max_epochs=3, callbacks=callbacks)
+        trainer.fit(model, DataLoader(Noisy(), batch_size=4, shuffle=True), ckpt_path=path)
+        return trainer
+
+    expected = outcome(fit(Model(acts_late=True), 1, tmp_path / "straight"))
+    with pytest.raises(DeadError):
+        fit(DieInside(step), 1, tmp_path / "dead")
+    (saved,) = (tmp_path / "dead" / "on_exception").glob("*.ckpt")
+
+    result = outcome(fit(Model(acts_late=True), 2, tmp_path / "again", str(saved)))
+    for part, value in expected.items():
+        assert equal(value, result[part]), part

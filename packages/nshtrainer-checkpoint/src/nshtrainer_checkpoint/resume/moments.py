@@ -54,6 +54,8 @@ def prepare(trainer: Trainer, moment: str) -> str | None:
     """
     fit_loop = cast("Any", trainer.fit_loop)
     loop = fit_loop.epoch_loop
+    if moment == "mid_batch":
+        loop.batch_progress.is_last_batch = False  # it is made anew, the last one of an epoch too
     if moment in ("epoch_end", "epoch_done"):
         # With max_steps, Lightning would otherwise end the same epoch twice.
         _Loop.restarting.fset(fit_loop, False)  # pyright: ignore[reportOptionalCall] -- it has a setter

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
 
-__all__ = ["generators_of", "put_back", "read", "same"]
+__all__ = ["generators_of", "put_back", "read", "same", "take"]
 
 
 def read(generators: Sequence[torch.Generator] = ()) -> dict[str, Any]:
@@ -19,22 +19,31 @@ def read(generators: Sequence[torch.Generator] = ()) -> dict[str, Any]:
     one for each visible device, only once CUDA is in use; NumPy's only while its global generator
     is the Mersenne Twister, as it is unless someone replaces it.
     """
+    return take(generators)()
+
+
+def take(generators: Sequence[torch.Generator] = ()) -> Callable[[], dict[str, Any]]:
+    """Note the states now and return what gives them as `read` does: half the time, once a batch."""
     version, words, gauss = random.getstate()
     state: dict[str, Any] = {
-        "python": (version, _packed(words), gauss),
         "torch": torch.get_rng_state(),
         "generators": [g.get_state() for g in generators],
     }
     twister = np.random.get_state(legacy=False)  # the global one is what loaders draw from
-    if twister["bit_generator"] == "MT19937":
-        inner = twister["state"]
-        state["numpy"] = (
-            _packed(inner["key"]), int(inner["pos"]),
-            int(twister["has_gauss"]), float(twister["gauss"]),
-        )  # fmt: skip
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
+
+    def give() -> dict[str, Any]:
+        numpy: dict[str, Any] = {}
+        if twister["bit_generator"] == "MT19937":
+            inner = twister["state"]
+            numpy["numpy"] = (
+                _packed(inner["key"]), int(inner["pos"]),
+                int(twister["has_gauss"]), float(twister["gauss"]),
+            )  # fmt: skip
+        return {"python": (version, _packed(words), gauss), **state, **numpy}
+
+    return give
 
 
 def put_back(state: dict[str, Any], generators: Sequence[torch.Generator] = ()) -> None:

@@ -57,6 +57,9 @@ class ResumeState:
         self._is_prepared = False
         self._take_over: str | None = None
         self._before_validation: dict[str, Any] | None = None
+        self._before_batch: Callable[[], dict[str, Any]] | None = None
+        self.notes_batches = False
+        """Whether the random states are read before each batch, for a save in the middle of one."""
         self._in_epoch = False
         self._is_batch_over = False
         """Between a batch with all its hooks and the validation that may follow."""
@@ -149,6 +152,8 @@ class ResumeState:
         now = self._read(trainer)
         if moment == "validation_start" and self._before_validation is not None:
             now = self._before_validation
+        if moment == "mid_batch" and self._before_batch is not None:
+            now = self._before_batch()  # the batch that failed is made anew
         metrics = {} if alone else trainer.callback_metrics
         return {
             "moment": moment,
@@ -161,9 +166,12 @@ class ResumeState:
         }
 
     def _read(self, trainer: Trainer) -> dict[str, Any]:
-        train, val = _train_loaders(trainer), _val_loaders(trainer)
-        validation = [g.get_state() for g in rng.generators_of(val)]
-        return {"rng": rng.read(rng.generators_of(train)), "validation_generators": validation}
+        return self._take(trainer)()
+
+    def _take(self, trainer: Trainer) -> Callable[[], dict[str, Any]]:
+        states = rng.take(rng.generators_of(_train_loaders(trainer)))
+        validation = [g.get_state() for g in rng.generators_of(_val_loaders(trainer))]
+        return lambda: {"rng": states(), "validation_generators": validation}
 
     def _gradients(self, trainer: Trainer, moment: str) -> dict[str, torch.Tensor]:
         """What has been accumulated towards the next optimizer step."""
@@ -314,6 +322,8 @@ class ResumeState:
 
     def _advance(self, trainer: Trainer, original: Callable[[Any], None], fetcher: Any) -> None:
         how, self._take_over = self._take_over, None
+        if self.notes_batches:
+            self._before_batch = self._take(trainer)
         if how is None or take_over(trainer, how):
             original(fetcher)
 
