@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
-from lightning.pytorch.callbacks import Callback
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
+from nshtrainer.errors import ConfigError
 from nshtrainer_checkpoint import OnExceptionCheckpointCallback
 from nshtrainer_checkpoint.metadata import SidecarReader, is_intact
 
@@ -17,6 +22,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multiple `ModelCheckpoint` callbacks"),
 ]
 
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 LAST = {"name": "last_checkpoint"}
 EMERGENCY = {"name": "on_exception_checkpoint"}
 
@@ -111,6 +122,133 @@ def test_what_another_callback_cannot_save_is_left_out_and_named(fit, model, fol
 
     assert "Unsaveable.state_dict failed" in caplog.text
     assert [r.step for r in SidecarReader().records(folder / "on_exception")] == [2]
+
+
+class Unpicklable(Callback):
+    def state_dict(self) -> dict[str, Any]:
+        return {"open": threading.Lock()}
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
+        checkpoint["mine"] = threading.Lock()
+        checkpoint["plain"] = 1
+
+
+def test_what_cannot_be_written_is_left_out_and_named(fit, model, folder: Path, caplog):
+    """A state that no file can hold costs that state only; the file resumes."""
+    with pytest.raises(RuntimeError, match="the user's error"), caplog.at_level(logging.ERROR):
+        fit(
+            model(),
+            objects={"callbacks": [Fail("on_train_batch_end", 2), Unpicklable()]},
+            **only(EMERGENCY),
+        )
+
+    assert "'Unpicklable' cannot be written" in caplog.text
+    assert "'mine' cannot be written" in caplog.text
+    (record,) = SidecarReader().records(folder / "on_exception")
+    loaded = torch.load(record.path, weights_only=True)
+    assert "mine" not in loaded
+    assert loaded["plain"] == 1
+    assert fit(model(), ckpt_path=str(record.path), **only(EMERGENCY)).global_step == 8
+
+
+class FailAgain(Callback):
+    """Its own clean-up fails, and it comes before the checkpoint callbacks."""
+
+    def on_exception(self, trainer, pl_module, exception) -> None:
+        raise OSError("the clean-up failed")
+
+
+class FailingData(LightningDataModule):
+    def __init__(self, make) -> None:
+        super().__init__()
+        self.make = make
+
+    def train_dataloader(self):
+        return self.make()
+
+    def on_exception(self, exception) -> None:
+        raise OSError("the data's clean-up failed")
+
+
+def test_a_failing_on_exception_neither_hides_the_error_nor_stops_the_save(
+    plain_fit, model, loader, tmp_path: Path, caplog
+):
+    """The user's error is raised, the others are named, and the next fit knows nothing of it."""
+    failing, data, look = FailAgain(), FailingData(loader), Look()
+    ours = OnExceptionCheckpointCallback()
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path,
+        callbacks=[failing, Fail("on_train_batch_end", 2), ours, look],
+        logger=False,
+        **QUIET,
+    )
+    with (
+        pytest.raises(RuntimeError, match="the user's error") as caught,
+        caplog.at_level(logging.ERROR),
+        pytest.warns(UserWarning, match="no `val_dataloader`"),
+    ):
+        trainer.fit(model(), datamodule=data)
+
+    assert caught.value.__context__ is None
+    assert "FailAgain.on_exception failed" in caplog.text
+    assert "FailingData.on_exception failed" in caplog.text
+    assert [r.step for r in SidecarReader().records(ours.writer.folder)] == [2]
+    assert "on_exception" not in {**vars(failing), **vars(data), **vars(look)}
+
+
+def test_without_an_exception_nothing_is_left_on_other_callbacks(plain_fit, model):
+    """What was put around them for the fit is gone."""
+    failing = FailAgain()
+    plain_fit(model(), [OnExceptionCheckpointCallback(), failing], max_epochs=1)
+
+    assert "on_exception" not in vars(failing)
+
+
+def test_a_folder_that_cannot_be_made_is_told_and_the_users_error_raised(
+    plain_fit, model, tmp_path: Path, caplog
+):
+    """A file in the way of the folder."""
+    (tmp_path / "checkpoint").write_text("in the way")
+    with pytest.raises(RuntimeError, match="the user's error"), caplog.at_level(logging.ERROR):
+        plain_fit(model(), [OnExceptionCheckpointCallback(), Fail("on_train_batch_end", 2)])
+
+    assert "no checkpoint could be saved on RuntimeError" in caplog.text
+    assert (tmp_path / "checkpoint").read_text() == "in the way"
+
+
+@pytest.mark.parametrize("path", ["auto", "last"])
+def test_alone_it_is_found_by_every_documented_name(fit, model, folder: Path, path: str):
+    """With no other checkpoint callback; damaged, it is not."""
+    with pytest.raises(RuntimeError):
+        fit(
+            model(),
+            max_epochs=3,
+            objects={"callbacks": [Fail("on_train_batch_end", 6)]},
+            **only(EMERGENCY),
+        )
+
+    trainer = fit(model(), ckpt_path=path, max_epochs=3, **only(EMERGENCY))
+    assert Path(trainer.ckpt_path) == folder / "on_exception" / "on_exception_r.ckpt"
+    assert trainer.global_step == 12
+
+
+def test_a_damaged_one_is_refused_when_it_is_alone(fit, model, folder: Path):
+    """As beside other checkpoint callbacks."""
+    with pytest.raises(RuntimeError):
+        fit(model(), objects={"callbacks": [Fail("on_train_batch_end", 6)]}, **only(EMERGENCY))
+    path = folder / "on_exception" / "on_exception_r.ckpt"
+    path.write_bytes(path.read_bytes()[:-1])
+
+    with pytest.raises(ConfigError, match="damaged"):
+        fit(model(), ckpt_path=str(path), **only(EMERGENCY))
+
+
+def test_every_hook_of_lightnings_class_is_ours():
+    """A hook that a later Lightning adds would act behind our back: this notices."""
+    theirs = {n for n in vars(ModelCheckpoint) if n.startswith("on_") or n in vars(Callback)}
+    theirs -= {"__module__", "__doc__", "__dict__", "__weakref__"}
+
+    assert not {n for n in theirs if n not in vars(OnExceptionCheckpointCallback)}
 
 
 def test_last_means_the_emergency_checkpoint_only_if_it_is_the_newest(fit, model, folder: Path):

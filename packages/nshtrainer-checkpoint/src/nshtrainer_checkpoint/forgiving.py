@@ -21,9 +21,7 @@ log = logging.getLogger(__name__)
 _ADDING = ("state_dict", "on_save_checkpoint", "on_checkpoint_prepare")
 _METHOD = "on_exception"
 _NOTHING = object()
-_NEEDED = frozenset(
-    {"callbacks", "epoch", "global_step", "loops", "lr_schedulers", "optimizer_states", "state_dict"}
-)
+_NEEDED = frozenset(("callbacks", "loops", "lr_schedulers", "optimizer_states", "state_dict"))
 """Without these nothing can be resumed from."""
 
 
@@ -84,7 +82,8 @@ def isolate(trainer: Trainer, keeper: object) -> None:
 def stop_isolating(trainer: Trainer) -> None:
     """Undo `isolate`; does nothing without it."""
     for owner in (*_callbacks_of(trainer), _data_of(trainer)):
-        guard = None if owner is None else vars(owner).get(_METHOD)
+        held = cast("dict[str, Any]", {} if owner is None else vars(owner))
+        guard = held.get(_METHOD)
         if isinstance(guard, _Guard):
             guard.remove()
 
@@ -130,7 +129,7 @@ def _guarded(owner: Any, name: str, method: Callable[..., Any]) -> Callable[...,
 
 def _why_not(value: Any) -> Exception | None:
     try:
-        torch.save(value, _Nowhere())
+        torch.save(value, cast("Any", _Nowhere()))
     except Exception as error:  # noqa: BLE001 -- whatever pickling runs into, it is reported
         return error
     return None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Generator, MutableMapping
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
@@ -15,6 +14,7 @@ from typing_extensions import override
 from nshtrainer.callbacks.callback import resolve_config, silence_unused_hooks
 
 from .config import OnExceptionCheckpointCallbackConfig
+from .forgiving import drop_what_cannot_be_stored, forgiving, isolate, stop_isolating
 from .moment import abandon
 from .names import Key, NameTemplate
 from .places import Place
@@ -22,7 +22,8 @@ from .plain import make_plain
 from .resume import ResumeState
 from .source import check_source, leave_after_exception, stop_checking
 from .storage import free_name
-from .writer import Writer, writers_of
+from .turns import Turn, saving_here
+from .writer import Writer, newest_checkpoint, writers_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -33,16 +34,17 @@ __all__ = ["OnExceptionCheckpointCallback"]
 
 log = logging.getLogger(__name__)
 
-_ADDING = ("state_dict", "on_save_checkpoint", "on_checkpoint_prepare")
-_NOTHING = object()
 
-
-class OnExceptionCheckpointCallback(Checkpoint):
+class OnExceptionCheckpointCallback(ModelCheckpoint):
     """Saves once more when `fit` stops with an exception (Ctrl-C, SIGTERM) after a step.
 
-    Rank 0 saves by itself and waits for nobody: the others may be gone, or wait in a collective.
-    Where weights are sharded over ranks it therefore cannot save, and says so. Whatever goes wrong
-    is logged; the exception that stopped training is the one that is raised.
+    One rank saves by itself, with no collective: the others may be gone, or wait in one. That is
+    rank 0, or another of its machine if it does not come within 2 s; the rest wait for the file.
+    Where state is sharded over ranks none can save, and a warning says so. Whatever else goes wrong
+    meanwhile, in other callbacks' `on_exception` too, is logged; the exception that stopped
+    training is the one that is raised, and what a callback cannot save is left out.
+
+    A `ModelCheckpoint` since Lightning asks no other for `ckpt_path="last"`; no hook of it is used.
 
     Args:
         config: Where to save.
@@ -66,6 +68,7 @@ class OnExceptionCheckpointCallback(Checkpoint):
         **options: Any,
     ) -> None:
         self.config = resolve_config(OnExceptionCheckpointCallbackConfig, config, options)
+        super().__init__(save_top_k=0, auto_insert_metric_name=False)
         name = f"on_exception-{self.config.label}" if self.config.label else "on_exception"
         self.writer = Writer(
             identity=self.config.identity,
@@ -73,36 +76,59 @@ class OnExceptionCheckpointCallback(Checkpoint):
             dirpath=self.config.dirpath,
             run=run,
         )
-        silence_unused_hooks(self)
+        self._turn: Turn | None = None
+        self._is_saving = False
+        silence_unused_hooks(self, "on_train_batch_end")
 
     @property
     @override
     def state_key(self) -> str:
         return f"nshtrainer.{self.config.identity}"
 
-    @property
-    def best_model_path(self) -> str:
-        """Empty: Lightning asks the first checkpoint callback, and this one knows no best."""
-        return ""
-
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.writer.settle(trainer, stage)
-        self.writer.start_step = None
+        self.writer.start_step = self._turn = None
         if writers_of(trainer)[0] is self.writer:
             check_source(trainer)
         if stage == "fit":
             ResumeState.attach(trainer).notes_batches = True
+            isolate(trainer, self)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         stop_checking(trainer)
         self.writer.begin(trainer)
+        self._turn = Turn(trainer)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         stop_checking(trainer)
+        stop_isolating(trainer)
         ResumeState.detach(trainer)
+
+    @override
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing, and never called."""
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing."""
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing."""
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing."""
+
+    @override
+    def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
+        if writers_of(trainer)[0] is not self.writer:
+            return set()  # the first one answers for all, and reading the file takes time
+        newest = newest_checkpoint(trainer)
+        return set() if newest is None else {str(newest)}
 
     @override
     def on_save_checkpoint(
@@ -134,6 +160,8 @@ class OnExceptionCheckpointCallback(Checkpoint):
     ) -> None:
         """Make hyper-parameters plain data, as the other checkpoint callbacks do."""
         make_plain(checkpoint)
+        if self._is_saving:
+            drop_what_cannot_be_stored(checkpoint)
 
     @override
     def on_exception(
@@ -146,36 +174,46 @@ class OnExceptionCheckpointCallback(Checkpoint):
             leave_after_exception(self.writer, trainer)
 
     def _save_once_more(self, trainer: Trainer, exception: BaseException) -> None:
-        start = self.writer.start_step
+        start, turn = self.writer.start_step, self._turn
         if (
             trainer.state.fn != TrainerFn.FITTING
             or trainer.sanity_checking
             or trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType] -- set in Lightning's __init__
-            or not trainer.is_global_zero
             or start is None
+            or turn is None
             or trainer.global_step <= start
         ):
             return
         if trainer.world_size > 1 and not _holds_everything(trainer):
-            log.warning(
-                "no checkpoint is saved on %s: with %s one rank cannot save alone. "
-                "Resume from the last one.",
-                type(exception).__name__,
-                type(trainer.strategy).__name__,
-            )
+            if trainer.is_global_zero:
+                log.warning(
+                    "no checkpoint is saved on %s: with %s and what it shards one rank cannot save "
+                    "alone. Resume from the last one.",
+                    type(exception).__name__,
+                    type(trainer.strategy).__name__,
+                )
             return
+        name = type(exception).__name__
         try:
             abandon(trainer)  # what is being written may be the newest
-            with _forgiving(trainer):
-                path = self._save(trainer)
+            with turn.taken(trainer) as is_mine:
+                if is_mine and not self._is_saved(trainer):
+                    log.info("saved %s on %s", self._save(trainer), name)
         except Exception:
             log.exception(
                 "no checkpoint could be saved on %s, which follows; older checkpoints are as they "
                 "were",
-                type(exception).__name__,
+                name,
             )
-        else:
-            log.info("saved %s on %s", path, type(exception).__name__)
+
+    def _is_saved(self, trainer: Trainer) -> bool:
+        """Whether rank 0 was here before, and has left."""
+        lineage, step = self.writer.lineage, trainer.global_step
+        return (
+            not trainer.is_global_zero
+            and lineage is not None
+            and any((r.attempt, r.step) == (lineage.attempt, step) for r in self.writer.present())
+        )
 
     def _save(self, trainer: Trainer) -> Place:
         writer = self.writer
@@ -195,7 +233,12 @@ class OnExceptionCheckpointCallback(Checkpoint):
             path = free_name(writer.folder, stem)
             new = writer.new_record(trainer, path)
         removed = [r for r in old if r.path != path and writer.may_remove(trainer, r)]
-        writer.write_alone(trainer, writer.plan(new, removed=removed))
+        self._is_saving = True
+        try:
+            with forgiving(trainer), saving_here(trainer):
+                writer.write_alone(trainer, writer.plan(new, removed=removed))
+        finally:
+            self._is_saving = False
         return path
 
     def _template(self) -> NameTemplate:
@@ -205,49 +248,7 @@ class OnExceptionCheckpointCallback(Checkpoint):
         return NameTemplate(("on_exception", *named))
 
 
-@contextlib.contextmanager
-def _forgiving(trainer: Trainer) -> Generator[None]:
-    """Leave out of the save what a callback or the module fails to add to it, and name the culprit."""
-    callbacks: list[Any] = cast("Any", trainer).callbacks  # set in Lightning's connector
-    places = [(c, name) for c in callbacks for name in _ADDING]
-    places += [
-        (m, "on_save_checkpoint") for m in (trainer.lightning_module, _data_of(trainer)) if m
-    ]
-    put: list[tuple[dict[str, Any], str, Any]] = []
-    for owner, name in places:
-        method = getattr(owner, name, None)
-        if callable(method):
-            held = cast("dict[str, Any]", vars(owner))
-            put.append((held, name, held.get(name, _NOTHING)))
-            held[name] = _guarded(owner, name, method)
-    try:
-        yield
-    finally:
-        for held, name, before in reversed(put):
-            if before is _NOTHING:
-                held.pop(name, None)
-            else:
-                held[name] = before
-
-
-def _guarded(owner: Any, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return method(*args, **kwargs)
-        except Exception:
-            log.exception(
-                "%s.%s failed; the checkpoint is saved without what it would have added",
-                type(owner).__name__,
-                name,
-            )
-            return {}
-
-    return call
-
-
-def _data_of(trainer: Trainer) -> Any:
-    return getattr(trainer, "datamodule", None)
-
-
 def _holds_everything(trainer: Trainer) -> bool:
-    return isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
+    # What shards its state gathers it in a collective: ZeroRedundancyOptimizer, for one.
+    shards = any(hasattr(optimizer, "consolidate_state_dict") for optimizer in trainer.optimizers)
+    return isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)) and not shards

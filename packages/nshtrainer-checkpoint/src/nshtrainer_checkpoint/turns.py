@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 import threading
 import time
 from collections.abc import Generator
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from nshtrainer.runtime import events
+from nshtrainer.runtime.saving import PREPARED_KEY
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -29,11 +31,11 @@ _PATIENCE = 600.0
 """Seconds to wait for the rank that saves."""
 
 _numbers = itertools.count()
-"""Of the fits of this process, which are the same on every rank."""
+"""Of what this process has trained; rank 0's count."""
 
 
 class Turn:
-    """Who saves in one fit; made on every rank when training starts.
+    """Who saves in one fit; made on every rank when training starts, which is a collective.
 
     Rank 0, if it comes within 2 s. Else the first that comes: rank 0 may hang in a collective that
     no one will join, or be dead. The ranks exchange notes in the process group's store, which lives
@@ -42,8 +44,9 @@ class Turn:
     with it: Lightning's launcher kills them within 5 s.
     """
 
-    def __init__(self) -> None:
-        self._key = f"nshtrainer/exception/{next(_numbers)}"
+    def __init__(self, trainer: Trainer) -> None:
+        number = trainer.strategy.broadcast(next(_numbers))
+        self._key = f"nshtrainer/exception/{number}"
 
     @contextlib.contextmanager
     def taken(self, trainer: Trainer) -> Generator[bool]:
@@ -56,7 +59,7 @@ class Turn:
             yield False
             return
         try:
-            with _others_stay(trainer):
+            with _others_stay():
                 yield True
         finally:
             with contextlib.suppress(RuntimeError):
@@ -67,29 +70,29 @@ class Turn:
         if store is None:
             return trainer.is_global_zero
         rank = trainer.global_rank
+        is_near = trainer.node_rank == 0  # another machine's disk is of no use to who resumes
         try:
-            if rank > 0:
-                self._wait(store, self._key, _GRACE)
-            # Another machine's disk is of no use to who resumes.
-            if trainer.node_rank == 0 or store.check([self._key]):
-                saver = store.compare_set(self._key, "", str(rank)).decode()
-            else:
+            if rank > 0 and not _wait(store, self._key, _GRACE) and not is_near:
                 return False
+            saver = store.compare_set(self._key, "", str(rank)).decode()
             if saver == str(rank):
                 return True
-            if not self._wait(store, f"{self._key}/done", _PATIENCE):
+            if not _wait(store, f"{self._key}/done", _PATIENCE):
                 log.warning("rank %s has not saved within %s s", saver, _PATIENCE)
-        except RuntimeError:  # the store is gone, or says so
-            return rank <= 1
+        except RuntimeError as error:
+            log.debug("the store does not answer (%s)", error)
+            lives_in_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+            return is_near and rank == (0 if lives_in_agent else 1)
         return False
 
-    def _wait(self, store: Any, key: str, seconds: float) -> bool:
-        end = time.monotonic() + seconds
-        while not store.check([key]):
-            if time.monotonic() > end:
-                return False
-            time.sleep(0.05)
-        return True
+
+def _wait(store: Any, key: str, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not store.check([key]):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 @contextlib.contextmanager
@@ -104,6 +107,7 @@ def saving_here(trainer: Trainer) -> Generator[None]:
 
     def save(checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         events.emit(trainer, events.ON_CHECKPOINT_PREPARE, checkpoint, False)
+        checkpoint[PREPARED_KEY] = True
         strategy.checkpoint_io.save_checkpoint(checkpoint, path, storage_options=storage_options)
 
     held["save_checkpoint"] = save
@@ -123,7 +127,7 @@ def _store() -> Any:
 
 
 @contextlib.contextmanager
-def _others_stay(trainer: Trainer) -> Generator[None]:
+def _others_stay() -> Generator[None]:
     """Hold back the thread with which Lightning's launcher kills this process once another died."""
     watching = [t for t in threading.enumerate() if type(t).__name__ == "_ChildProcessObserver"]
     for thread in watching:
