@@ -89,7 +89,7 @@ def main() -> None:
     root = Path(sys.argv[1])
     folder = root / "nshtrainer_logs" / "r" / "checkpoint"
     train(root, 1)
-    for event in (*range(1, 60, 4), None):
+    for event in (*range(1, 100, 7), None):
         child = os.fork()
         if child == 0:
             if event is not None:

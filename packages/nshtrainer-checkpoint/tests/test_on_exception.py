@@ -180,6 +180,7 @@ def test_a_failing_on_exception_neither_hides_the_error_nor_stops_the_save(
         default_root_dir=tmp_path,
         callbacks=[failing, Fail("on_train_batch_end", 2), ours, look],
         logger=False,
+        max_epochs=2,
         **QUIET,
     )
     with (

@@ -60,7 +60,7 @@ def test_others_hear_of_saved_and_removed_checkpoints(fit, model):
     listener = _Listener()
     fit(model([0.2, 0.1]), objects={"callbacks": [listener]}, **only(best(), last()))
 
-    assert listener.saved == [(f, s) for s in (4, 8) for f in ("best_val_loss", "last")]
+    assert listener.saved == [(f, s) for s in (4, 8) for f in ("last", "best_val_loss")]
     assert [n.split("-")[1] for n in listener.removed] == ["step4", "step4"]
     assert listener.complete
 

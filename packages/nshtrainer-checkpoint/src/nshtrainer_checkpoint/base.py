@@ -78,6 +78,7 @@ class CheckpointCallback(ModelCheckpoint):
         self.on_save_error: Literal["raise", "warn"] = config.on_save_error or "raise"
         self.trial = bool(config.trial)
         self.keeps = keep.topk or 1
+        self.commits_first = keep.order == "newest"
         self._seen_step = 0
         self._last_moment: Moment | None = None
         self._warned: set[str] = set()

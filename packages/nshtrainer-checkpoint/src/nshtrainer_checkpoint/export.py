@@ -137,8 +137,20 @@ def _choose(
     part = "average" if weights == "ema" else "weights"
     return (
         "moving average" if weights == "ema" else "trained weights",
-        {**state, **record.get(part, {})},
+        _with(state, record.get(part, {})),
     )
+
+
+def _with(state: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, Tensor]:
+    """*state* with the values of *other*, which has one name alone of tied weights."""
+    by_memory = {_memory(state[n]): v for n, v in other.items() if n in state and v.numel()}
+    replaced = {n: by_memory.get(_memory(v), v) for n, v in state.items()}
+    return {**replaced, **other}
+
+
+def _memory(tensor: Tensor) -> tuple[object, ...]:
+    """Equal for two names of one tensor."""
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _save_safetensors(state: dict[str, Tensor], path: Path, what: str) -> None:

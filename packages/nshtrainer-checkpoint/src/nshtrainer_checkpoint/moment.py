@@ -71,6 +71,8 @@ class Participant(Protocol):
     """How many checkpoints it keeps."""
     preemption_signals: tuple[str, ...]
     """Those on which it saves."""
+    commits_first: bool
+    """Whether it keeps the newest: committed before others, `last.ckpt` is never behind them."""
 
     def wants(self, trainer: Trainer, moment: Moment) -> bool:
         """Whether it wants to save now; called on every rank, with the same answer."""
@@ -243,6 +245,7 @@ def _dump(
     raises: bool,
 ) -> None:
     session = _session_of(trainer)
+    group = sorted(group, key=lambda pair: not pair[0].commits_first)
     plans = [plan for _, plan in group]
     pairs = [(p.writer, plan) for p, plan in group]
     in_background = any(p.async_save for p, _ in group) and can_stream(trainer)

@@ -31,8 +31,9 @@ class Preemption:
 
     The handler that was there is called too, so Lightning's way out on SIGTERM and SLURM's requeue
     go on. Those are collectives: with several ranks they are called by `pass_on`, on all ranks at one
-    step, and before that only where the signal comes again. Ranks need an all-reduce in each
-    optimizer step, as in DDP and FSDP.
+    step, and before that only where the signal comes again. While a signal is acted on, it is not
+    heard again: Lightning's rank 0 sends it on to the ranks that it started. Ranks need an
+    all-reduce in each optimizer step, as in DDP and FSDP.
 
     Args:
         signals: Names of the signals; those that this platform lacks are passed over.
@@ -43,6 +44,7 @@ class Preemption:
         self._noted: str | None = None
         self._before: dict[int, Any] = {}
         self._heard: set[int] = set()
+        self._acting_on: str | None = None
         self._acts_together = False
 
     def attach(self, trainer: Trainer) -> None:
@@ -59,12 +61,12 @@ class Preemption:
         """Put back what was there; harmless if called again. Call on every way out."""
         if threading.current_thread() is not threading.main_thread():
             return
-        before, self._before = self._before, {}
-        for number, handler in before.items():
-            # Someone who came later keeps the place, and calls us: `_note` is then a no-op.
+        for number, handler in list(self._before.items()):
+            # Someone who came later keeps the place, and calls us: we only pass the signal on.
             if signal.getsignal(number) == self._note:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._noted = None
+                del self._before[number]
+        self._acts_together, self._noted, self._acting_on = False, None, None
 
     def requested(self, trainer: Trainer) -> str | None:
         """Return the signal to act on now, the same on every rank; call after each optimizer step.
@@ -99,10 +101,14 @@ class Preemption:
         if step < int(target):
             return None
         _rounds[0] += 1
+        self._acting_on = name
         return name
 
     def _note(self, number: int, frame: Any) -> None:
-        self._noted = signal.Signals(number).name
+        name = signal.Signals(number).name
+        if name == self._acting_on:
+            return
+        self._noted = name
         is_again = number in self._heard
         self._heard.add(number)
         before = self._before.get(number)
@@ -113,6 +119,9 @@ class Preemption:
         """Let the handler before act on the signal *name*; called on all ranks, after the save."""
         number = getattr(signal, name, None)
         before = None if number is None else self._before.get(number)
-        if self._acts_together and callable(before):
-            self._heard.discard(number)
-            before(number, None)
+        self._heard.discard(number)
+        try:
+            if self._acts_together and callable(before):
+                before(number, None)
+        finally:
+            self._acting_on = None

@@ -378,7 +378,7 @@ def commit_all(
     for _, plan in plans[1:]:
         retrying(lambda plan=plan: share(first.temporary, plan.temporary), plan.temporary.parent)
     done: list[Committed] = []
-    for _, plan in plans:
+    for writer, plan in plans:
         metadata = retrying(
             lambda plan=plan: commit(
                 plan.temporary, plan.record.path, {**plan.metadata, **about}, known
@@ -386,9 +386,9 @@ def commit_all(
             plan.record.path,
         )
         done.append(Committed(plan.record.path, metadata, []))
-    for (writer, plan), committed in zip(plans, done, strict=True):
         if plan.link_to is not None:
             writer.point_link(plan.link_to)
+    for (_, plan), committed in zip(plans, done, strict=True):
         committed.removed = [r.path for r in plan.removed if remove(r)]
     return done
 
