@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nshtrainer_checkpoint.lineage import Lineage
-from nshtrainer_checkpoint.retention import best_first, newest_first, retain
+from nshtrainer_checkpoint.retention import Keep, best_first, decide, newest_first
 
 
 @dataclass(frozen=True, eq=False)
 class Item:
     value: float | None
     order: tuple[int, int, int]
+    size: int = 0
 
 
 def run(values: list[float | None], topk: int | None, mode: str = "min") -> list[float | None]:
@@ -23,7 +24,7 @@ def run(values: list[float | None], topk: int | None, mode: str = "min") -> list
     disk: list[Item] = []
     for n, value in enumerate(values):
         new = Item(value, (1, n, n))
-        decision = retain(best_first([*disk, new], mode), new, topk, lambda _: True)
+        decision = decide(disk, Keep("best", mode, topk), new=new)
         if decision.saves:
             disk = [i for i in [*disk, new] if i not in decision.removed]
     return [i.value for i in best_first(disk, mode)]
@@ -49,7 +50,7 @@ def test_of_equal_values_the_earlier_stays():
     a, b = Item(1.0, (1, 1, 1)), Item(1.0, (1, 2, 2))
 
     assert best_first([b, a], "min") == [a, b]
-    assert not retain(best_first([a, b], "min"), b, 1, lambda _: True).saves
+    assert not decide([a], Keep("best", topk=1), new=b).saves
 
 
 @given(
@@ -78,16 +79,62 @@ def test_the_new_one_is_never_removed(data: st.DataObject):
     ]
     new = Item(data.draw(st.floats() | st.none()), (1, 9, 9))
     protected = set(data.draw(st.lists(st.sampled_from(old)))) if old else set()
-    decision = retain(
-        best_first([*old, new], "min"),
-        new,
-        data.draw(st.integers(1, 3)),
-        lambda i: i not in protected,
-    )
+    keep = Keep("best", topk=data.draw(st.integers(1, 3)))
+    decision = decide(old, keep, new=new, may_remove=lambda i: i not in protected)
 
     assert new not in decision.removed
     assert not protected & set(decision.removed)
     assert decision.saves or not decision.removed
+
+
+def every_keep() -> list[Keep]:
+    return [
+        Keep(order, mode, topk, every, budget)
+        for order, mode in (("newest", "min"), ("best", "min"), ("best", "max"))
+        for topk in (1, 2, None)
+        for every in (None, 2)
+        for budget in (None, 1, 20, 35)
+    ]
+
+
+@pytest.mark.parametrize("keep", every_keep(), ids=repr)
+def test_every_short_list_is_decided_soundly(keep: Keep):
+    """All lists of up to three by value, with each one protected or not, and a new one behind them."""
+    for length in range(4):
+        for values in itertools.product([1.0, 2.0, math.nan], repeat=length + 1):
+            items = [Item(v, (1, n + 1, n + 1), 10) for n, v in enumerate(values)]
+            old, new = items[:-1], items[-1]
+            for chosen in itertools.product([False, True], repeat=length):
+                protected = {id(i) for i, is_chosen in zip(old, chosen, strict=True) if is_chosen}
+                check(old, new, keep, protected)
+
+
+def check(old: list[Item], new: Item, keep: Keep, protected: set[int]) -> None:
+    def may_remove(item: Item) -> bool:
+        return id(item) not in protected
+
+    decision = decide(old, keep, new=new, may_remove=may_remove)
+    removed, kept = list(decision.removed), list(decision.kept)
+    milestones = [i for i in [*old, new] if keep.is_milestone(i)]
+    first = keep.rank([*old, new])[0]
+
+    assert decide(old[::-1], keep, new=new, may_remove=may_remove) == decision
+    assert decision.saves == (new in kept)
+    if not decision.saves:
+        assert not removed
+        assert new is not first
+        assert new not in milestones
+        return
+    assert not [i for i in removed if i in (new, first, *milestones, *kept) or not may_remove(i)]
+    assert kept == [i for i in keep.rank([*old, new]) if i in kept]
+    if keep.topk is not None:
+        assert len([i for i in kept if i not in milestones]) <= keep.topk
+    there = [i for i in [*old, new] if i not in removed]
+    if keep.max_bytes is not None and sum(i.size for i in there) > keep.max_bytes:
+        # Too much is left only of what has to stay.
+        assert all(i in (new, first, *milestones) or not may_remove(i) for i in there)
+    again = decide(there, keep, may_remove=may_remove)
+    assert not again.removed
 
 
 def test_newest_is_by_attempt_step_and_number():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
-__all__ = ["Keep", "Ranked", "Retention", "Sized", "best_first", "decide", "newest_first", "retain"]
+__all__ = ["Keep", "Ranked", "Retention", "Sized", "best_first", "decide", "newest_first"]
 
 
 class Ranked(Protocol):
@@ -64,27 +64,6 @@ class Retention(Generic[R]):
     """What is there afterwards and counts, first one first."""
     removed: tuple[R, ...]
     """What may be deleted once the new one is committed."""
-
-
-def retain(
-    ranked: Sequence[R], new: R, topk: int | None, may_remove: Callable[[R], bool]
-) -> Retention[R]:
-    """Decide with *ranked*, which holds *new*, the first one being the most worth keeping.
-
-    Args:
-        ranked: All that compete.
-        new: The one that would be written; it is never removed.
-        topk: How many stay; None is all.
-        may_remove: Says of one behind the first *topk* whether it may be deleted.
-
-    Nothing is removed if the new one is not written: what is there stays as it is.
-    """
-    kept = tuple(ranked if topk is None else ranked[:topk])
-    if not any(r is new for r in kept):
-        return Retention(False, tuple(r for r in ranked if r is not new), ())
-    rest = [r for r in ranked if not any(r is k for k in kept)]
-    removed = tuple(r for r in rest if may_remove(r))
-    return Retention(True, kept, removed)
 
 
 @dataclass(frozen=True)
