@@ -22,7 +22,6 @@ from .plain import make_plain
 from .resume import ResumeState
 from .source import check_source, leave_after_exception, stop_checking
 from .storage import free_name
-from .turns import Turn, saving_here
 from .writer import Writer, newest_checkpoint, writers_of
 
 if TYPE_CHECKING:
@@ -38,9 +37,8 @@ log = logging.getLogger(__name__)
 class OnExceptionCheckpointCallback(ModelCheckpoint):
     """Saves once more when `fit` stops with an exception (Ctrl-C, SIGTERM) after a step.
 
-    One rank saves by itself, with no collective: the others may be gone, or wait in one. That is
-    rank 0, or another of its machine if it does not come within 2 s; the rest wait for the file.
-    Where state is sharded over ranks none can save, and a warning says so. Whatever else goes wrong
+    Rank 0 saves by itself and waits for nobody: the others may be gone, or wait in a collective.
+    Where state is sharded over ranks it therefore cannot save, and says so. Whatever else goes wrong
     meanwhile, in other callbacks' `on_exception` too, is logged; the exception that stopped
     training is the one that is raised, and what a callback cannot save is left out.
 
@@ -76,7 +74,6 @@ class OnExceptionCheckpointCallback(ModelCheckpoint):
             dirpath=self.config.dirpath,
             run=run,
         )
-        self._turn: Turn | None = None
         self._is_saving = False
         silence_unused_hooks(self, "on_train_batch_end")
 
@@ -88,7 +85,7 @@ class OnExceptionCheckpointCallback(ModelCheckpoint):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.writer.settle(trainer, stage)
-        self.writer.start_step = self._turn = None
+        self.writer.start_step = None
         if writers_of(trainer)[0] is self.writer:
             check_source(trainer)
         if stage == "fit":
@@ -99,7 +96,6 @@ class OnExceptionCheckpointCallback(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         stop_checking(trainer)
         self.writer.begin(trainer)
-        self._turn = Turn(trainer)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -174,46 +170,34 @@ class OnExceptionCheckpointCallback(ModelCheckpoint):
             leave_after_exception(self.writer, trainer)
 
     def _save_once_more(self, trainer: Trainer, exception: BaseException) -> None:
-        start, turn = self.writer.start_step, self._turn
+        start = self.writer.start_step
         if (
             trainer.state.fn != TrainerFn.FITTING
             or trainer.sanity_checking
             or trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType] -- set in Lightning's __init__
+            or not trainer.is_global_zero
             or start is None
-            or turn is None
             or trainer.global_step <= start
         ):
             return
         if trainer.world_size > 1 and not _holds_everything(trainer):
-            if trainer.is_global_zero:
-                log.warning(
-                    "no checkpoint is saved on %s: with %s and what it shards one rank cannot save "
-                    "alone. Resume from the last one.",
-                    type(exception).__name__,
-                    type(trainer.strategy).__name__,
-                )
+            log.warning(
+                "no checkpoint is saved on %s: with %s and what it shards one rank cannot save "
+                "alone. Resume from the last one.",
+                type(exception).__name__,
+                type(trainer.strategy).__name__,
+            )
             return
         name = type(exception).__name__
         try:
             abandon(trainer)  # what is being written may be the newest
-            with turn.taken(trainer) as is_mine:
-                if is_mine and not self._is_saved(trainer):
-                    log.info("saved %s on %s", self._save(trainer), name)
+            log.info("saved %s on %s", self._save(trainer), name)
         except Exception:
             log.exception(
                 "no checkpoint could be saved on %s, which follows; older checkpoints are as they "
                 "were",
                 name,
             )
-
-    def _is_saved(self, trainer: Trainer) -> bool:
-        """Whether rank 0 was here before, and has left."""
-        lineage, step = self.writer.lineage, trainer.global_step
-        return (
-            not trainer.is_global_zero
-            and lineage is not None
-            and any((r.attempt, r.step) == (lineage.attempt, step) for r in self.writer.present())
-        )
 
     def _save(self, trainer: Trainer) -> Place:
         writer = self.writer
@@ -235,7 +219,7 @@ class OnExceptionCheckpointCallback(ModelCheckpoint):
         removed = [r for r in old if r.path != path and writer.may_remove(trainer, r)]
         self._is_saving = True
         try:
-            with forgiving(trainer), saving_here(trainer):
+            with forgiving(trainer):
                 writer.write_alone(trainer, writer.plan(new, removed=removed))
         finally:
             self._is_saving = False

@@ -61,9 +61,6 @@ def fit(
         ("on_before_optimizer_step", 8),
         ("on_validation_start", 6),
         ("on_validation_batch_end", 12),
-        ("on_train_epoch_start", 6),
-        ("on_train_epoch_start", 12),
-        ("on_train_epoch_end", 12),
     ],
 )
 def test_an_exception_in_a_hook_costs_nothing(tmp_path: Path, hook: str, step: int, alone: bool):
