@@ -71,7 +71,7 @@ print(json.dumps({e.name: getattr(nshtrainer.configs, e.class_name).__name__ for
 
 
 def listed(environment) -> dict[str, set[str]]:
-    """Distribution -> names of its plugins, as `nshtrainer plugins` sees them."""
+    """Distribution -> names of its callbacks and loggers, as `nshtrainer plugins` sees them."""
     report = json.loads(environment.run("nshtrainer", "plugins", "--load", "--json"))
     assert {row["state"] for row in report["plugins"]} <= {"loaded", "unavailable"}, report
     found: dict[str, set[str]] = {}

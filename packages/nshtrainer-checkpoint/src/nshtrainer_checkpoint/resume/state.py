@@ -216,7 +216,10 @@ class ResumeState:
                 now,
             )
         self._loaded = state
-        self._pending = state["ranks"].get(trainer.global_rank)
+        ranks = state["ranks"]
+        # The loops of all ranks must go on at the same place, or they wait for one another.
+        unknown = {**ranks[min(ranks)], "now": None, "gradients": {}}
+        self._pending = ranks.get(trainer.global_rank, unknown)
         self._is_prepared = False
 
     # ---- Lightning's loops ------------------------------------------------------------------
@@ -266,7 +269,7 @@ class ResumeState:
 
     def _advance_start(self, trainer: Trainer, original: Callable[[], None]) -> None:
         self._in_epoch = False
-        if self._pending is not None:
+        if self._pending is not None and self._pending["now"] is not None:
             self._put_back(trainer, self._pending["now"])
         original()
 
@@ -277,10 +280,11 @@ class ResumeState:
         pending, self._pending, self._loaded = self._pending, None, None
         original(fetcher)
         if pending is not None:
+            now = pending["now"] or self._read(trainer)
             if not resumes_itself(fetcher.combined_loader):
                 self._find_place(trainer, fetcher, pending, before)
             if pending["moment"] not in _NEW_EPOCH:
-                self._put_back(trainer, pending["now"])
+                self._put_back(trainer, now)
             _put_gradients(trainer, pending["gradients"])
         elif fetcher.combined_loader._iterator is not iterator:
             self._position.begin(before)
