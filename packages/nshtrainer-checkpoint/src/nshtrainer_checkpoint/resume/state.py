@@ -216,9 +216,9 @@ class ResumeState:
                 now,
             )
         self._loaded = state
-        ranks = state["ranks"]
+        ranks: dict[int, dict[str, Any]] = state["ranks"]
         # The loops of all ranks must go on at the same place, or they wait for one another.
-        unknown = {**ranks[min(ranks)], "now": None, "gradients": {}}
+        unknown: dict[str, Any] = {**ranks[min(ranks)], "now": None, "gradients": {}}
         self._pending = ranks.get(trainer.global_rank, unknown)
         self._is_prepared = False
 
