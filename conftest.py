@@ -13,6 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+# The processes that tests start would else compile torch and Lightning anew, each of them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 DOCUMENTS = ("README.md", "docs/*.md", "packages/*/README.md", "examples/*/README.md")
 
 

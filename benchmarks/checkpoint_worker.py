@@ -87,10 +87,13 @@ class Net(pl.LightningModule):
     @override
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         # This hook comes after that of every callback.
-        callbacks = cast("list[Callback]", self.trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue] -- set in Lightning's connector
-        for callback in callbacks:
-            if isinstance(callback, Asked):
+        for callback in _callbacks_of(self.trainer):
+            if isinstance(callback, Asked) and not callback.is_ours:
                 callback.answer()
+
+
+def _callbacks_of(trainer: pl.Trainer) -> list[Callback]:
+    return cast("list[Callback]", trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue] -- set in Lightning's connector
 
 
 class _Batches:
@@ -106,9 +109,15 @@ class Asked(Callback):
         self.connection, self.job = connection, job
         self.folder = Path(job.folder)
         self.is_async = job.kind == "async"
+        self.is_ours = job.kind in ("ours", "async")
         self.written = threading.Event()
         self.before = (0.0, 0.0, 0)
         self.state_bytes = 0
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.is_ours:
+            trainer.callbacks = [*_callbacks_of(trainer), _After(self)]  # pyright: ignore[reportAttributeAccessIssue] -- set in Lightning's connector
 
     @override
     def on_train_batch_end(
@@ -168,6 +177,17 @@ class Asked(Callback):
                 clone.with_name(clone.name + _SIDECAR).write_text(json.dumps(content, indent=2))
             original.unlink()
             sidecar.unlink()
+
+
+class _After(Callback):
+    """Stops the clock after ours, which save when all hooks of a batch have run, the module's too."""
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+
+    def on_train_batch_settled(self, *_args: Any) -> None:
+        """Called after the checkpoint callbacks, as the last of the list."""
+        self.asked.answer()
 
 
 def _give_back() -> None:

@@ -76,7 +76,9 @@ def listed(environment) -> dict[str, set[str]]:
     assert {row["state"] for row in report["plugins"]} <= {"loaded", "unavailable"}, report
     found: dict[str, set[str]] = {}
     for row in report["plugins"]:
-        found.setdefault(row["distribution"], set()).add(row["name"])
+        names = found.setdefault(row["distribution"], set())
+        if row["kind"] != "hooks":
+            names.add(row["name"])
     return found
 
 

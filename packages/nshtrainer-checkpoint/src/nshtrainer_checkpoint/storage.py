@@ -114,7 +114,8 @@ def commit(
         temporary: In the folder of *path*, or for a remote *path* anywhere; gone afterwards.
         path: Its name; a checkpoint file that is there is replaced.
         metadata: Content of the sidecar; size and checksum are added.
-        known: Size and SHA-256, if whoever wrote the file took them; else it is read again.
+        known: Size and SHA-256, if whoever wrote the file took them, and flushed it; else it is read
+            again.
 
     Returns:
         The content of the sidecar.
@@ -135,14 +136,16 @@ def commit(
     text = json.dumps(json_value(metadata), indent=2, allow_nan=False) + "\n"
     with explaining(path, size):
         if isinstance(path, Path):
-            _commit_here(temporary, path, text, is_moved=is_moved)
+            _commit_here(temporary, path, text, is_moved=is_moved, is_flushed=known is not None)
         else:
             _commit_there(temporary, path, text, is_moved=is_moved)
     note_own_write(sidecar_of(path))
     return metadata
 
 
-def _commit_here(temporary: Path, path: Path, text: str, *, is_moved: bool) -> None:
+def _commit_here(
+    temporary: Path, path: Path, text: str, *, is_moved: bool, is_flushed: bool
+) -> None:
     pending = pending_of(path)
     try:
         atomic_write_text(pending, text, flush_directory=False)  # done with the checkpoint's name
@@ -152,14 +155,16 @@ def _commit_here(temporary: Path, path: Path, text: str, *, is_moved: bool) -> N
             _sync_tree(temporary)
             os.replace(temporary, path)
         else:
-            put_in_place(temporary, path)
+            put_in_place(temporary, path, flush=not is_flushed, flush_directory=False)
     except BaseException:
         # Once the file has its name, only the pending record tells whose it is.
         if os.path.lexists(temporary):
             with contextlib.suppress(OSError):
                 pending.unlink(missing_ok=True)
         raise
-    put_in_place(pending, sidecar_of(path))
+    # One flush of the directory for both names: should only the sidecar's outlast a power failure,
+    # `recover` clears it, and what came before is deleted later.
+    put_in_place(pending, sidecar_of(path), flush=False)
 
 
 def _commit_there(temporary: Path, path: UPath, text: str, *, is_moved: bool) -> None:
@@ -241,6 +246,7 @@ def share(source: Path, target: Path) -> None:
                     shutil.copytree(source, target)
                 else:
                     shutil.copyfile(source, target)
+                    _flush(target)
         except BaseException:
             with contextlib.suppress(OSError):
                 discard(target)
@@ -385,9 +391,13 @@ def _sync_tree(directory: Path) -> None:
     """Flush every file below *directory*, then the directories."""
     for folder, _, names in os.walk(directory, topdown=False):
         for name in (*names, "."):
-            descriptor = os.open(Path(folder) / name, os.O_RDONLY)
-            try:
-                with contextlib.suppress(OSError):  # some file systems cannot
-                    os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            _flush(Path(folder) / name)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some file systems cannot
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import re
@@ -175,12 +176,20 @@ def temporary_path(path: str | os.PathLike[str]) -> Path:
     return Path(path).parent / name
 
 
-def put_in_place(temporary: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+def put_in_place(
+    temporary: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    flush: bool = True,
+    flush_directory: bool = True,
+) -> None:
     """Flush the finished file *temporary* to disk and rename it to *path*.
 
     Args:
         temporary: A file on the same file system, usually named by `temporary_path`.
         path: Its final name; a file or link there is replaced.
+        flush: False where the caller has flushed the content.
+        flush_directory: As for `atomic_write`.
 
     Raises:
         IsADirectoryError: *path* is a directory.
@@ -188,13 +197,15 @@ def put_in_place(temporary: str | os.PathLike[str], path: str | os.PathLike[str]
     """
     temporary, path = Path(temporary), Path(path)
     _permissions(path)  # refuses a directory
-    descriptor = os.open(temporary, os.O_RDWR | getattr(os, "O_BINARY", 0))
-    try:
-        _sync(descriptor)
-    finally:
-        os.close(descriptor)
+    if flush:
+        descriptor = os.open(temporary, os.O_RDWR | getattr(os, "O_BINARY", 0))
+        try:
+            _sync(descriptor)
+        finally:
+            os.close(descriptor)
     os.replace(temporary, path)
-    _sync_directory(path.parent)
+    if flush_directory:
+        _sync_directory(path.parent)
 
 
 def remove_leftovers(directory: str | os.PathLike[str], *, foreign: bool = False) -> list[Path]:
@@ -298,7 +309,12 @@ def _remove(path: Path) -> None:
 
 
 def _this_process() -> _Writer:
-    pid = os.getpid()  # not kept: a fork changes it
+    return _writer(os.getpid())  # a fork changes it
+
+
+@functools.lru_cache(maxsize=2)
+def _writer(pid: int) -> _Writer:
+    """This process; kept, since reading its state takes milliseconds once it is large."""
     return _Writer(_host(), pid, (_state_and_start(pid) or ("?", 0))[1])
 
 
