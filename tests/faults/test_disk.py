@@ -54,6 +54,7 @@ def test_a_save_that_fails_for_good_stops_training_with_the_cause(results: Any, 
     name, text = result["error"]
     assert name == "OSError"
     assert WORDS[kind] in text
+    assert ("are free in" in text) == (kind != "read_only")
     assert result["step"] == FAULT + 1
     assert result["last"] == ["ok", FAULT]
     assert result["newest"] == FAULT

@@ -65,7 +65,8 @@ OnSaveError = Literal["raise", "warn"]
 PreemptionSignal = Literal["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGXCPU"]
 
 
-class _CheckpointConfig(CallbackConfigBase):
+# Nobody validates the two bases by themselves, and building a validator is most of an import's time.
+class _CheckpointConfig(CallbackConfigBase, defer_build=True):
     """What the three have in common."""
 
     dirpath: Folder | None = None
@@ -132,7 +133,7 @@ class _PolicyConfig(_CheckpointConfig):
     all that is kept and one more. None is what `CheckpointSavingConfig` says, else False."""
 
 
-class BestCheckpointCallbackConfig(_PolicyConfig):
+class BestCheckpointCallbackConfig(_PolicyConfig, defer_build=False):
     """Keeps the checkpoints with the best values of a metric.
 
     It acts when a validation has ended (in a run without validation, when an epoch has ended), and
@@ -196,7 +197,7 @@ class BestCheckpointCallbackConfig(_PolicyConfig):
         return f"{name}-{self.label}" if self.label else name
 
 
-class LastCheckpointCallbackConfig(_PolicyConfig):
+class LastCheckpointCallbackConfig(_PolicyConfig, defer_build=False):
     """Keeps the newest checkpoints.
 
     It acts when a validation has ended (in a run without validation, when an epoch has ended), at
@@ -237,7 +238,7 @@ class LastCheckpointCallbackConfig(_PolicyConfig):
             yield LastCheckpointCallback(self, run=trainer_config.run)
 
 
-class OnExceptionCheckpointCallbackConfig(_CheckpointConfig):
+class OnExceptionCheckpointCallbackConfig(_CheckpointConfig, defer_build=False):
     """Saves once more when training stops with an exception, Ctrl-C included."""
 
     name: Literal["on_exception_checkpoint"] = "on_exception_checkpoint"

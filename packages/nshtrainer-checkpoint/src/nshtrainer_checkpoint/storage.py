@@ -220,7 +220,8 @@ def explaining(path: Place, needed: int | None = None) -> Generator[None]:
 
 
 def _free(path: Place) -> str:
-    folder = path.parent if isinstance(path, Path) else Path(tempfile.gettempdir())
+    folder = path if isinstance(path, Path) else Path(tempfile.gettempdir())
+    folder = folder if folder.is_dir() else folder.parent
     try:
         return f"{shutil.disk_usage(folder).free} are free in {folder}"
     except OSError:

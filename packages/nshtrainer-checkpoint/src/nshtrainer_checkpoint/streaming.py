@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from .digesting import DigestingFile, lasting_memory
 from .retry import retrying
+from .storage import explaining
 
 if TYPE_CHECKING:
     from lightning.fabric.utilities.types import _PATH  # pyright: ignore[reportPrivateUsage] -- the type of an overridden method's argument
@@ -81,7 +82,8 @@ class StreamingCheckpointIO(TorchCheckpointIO):
 
     def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
         self.weights_finite = _all_finite(checkpoint.get("state_dict"), self._parameters)
-        self._known = retrying(lambda: _write(checkpoint, path), path.parent)
+        with explaining(path.parent):
+            self._known = retrying(lambda: _write(checkpoint, path), path.parent)
 
 
 def _write(checkpoint: dict[str, Any], path: Path) -> tuple[int, str]:

@@ -283,6 +283,26 @@ def test_parameters_unfrozen_later_are_averaged_from_then_on(make):
     close(averages(ema), expected)
 
 
+def test_lazy_parameters_are_averaged_from_their_first_values_on(make):
+    """They have no values before the first forward pass, which comes after training has started."""
+
+    class Lazy(make["model"]):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.LazyLinear(8)
+            self.begins: list[Tensor] = []
+
+        def on_before_backward(self, loss: Tensor) -> None:
+            self.begins = self.begins or weights(self)
+
+    model, ema = Lazy(), EMACallback(decay=DECAY)
+    make["trainer"](ema, limit_val_batches=0).fit(model, make["loader"](4))
+
+    assert set(ema.average) == {name for name, _ in model.named_parameters()}
+    expected = oracle(model.begins, model.trained)
+    close([ema.average[name] for name, _ in model.named_parameters()], expected)
+
+
 def test_two_averages_are_refused(make):
     """One module cannot be evaluated with two; labels do not change that."""
     configs = [EMACallbackConfig(decay=0.9), EMACallbackConfig(decay=0.8, label="second")]

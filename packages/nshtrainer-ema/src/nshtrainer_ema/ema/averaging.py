@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from nshtrainer.errors import NshTrainerError
 
@@ -139,16 +140,22 @@ class WeightAverage:
         """Let steps of optimizer *index* move the averages of *parameters*.
 
         Those that need no gradient, or are not the module's, are left out. New ones begin as they
-        are now.
+        are now; lazy ones, which have no values before the first forward pass, when it is called
+        again (`tracks` says so).
 
         Raises:
             UnsupportedParameterError: A parameter is split over processes.
         """
         names = {id(parameter): name for name, parameter in module.named_parameters()}
-        group = _Group(listed=parameters)
+        is_complete = not any(is_lazy(parameter) for parameter in parameters)
+        group = _Group(listed=parameters if is_complete else [])
         for parameter in parameters:
             name = names.get(id(parameter))
-            if name is None or not (parameter.requires_grad or name in self.averages):
+            if (
+                name is None
+                or is_lazy(parameter)
+                or not (parameter.requires_grad or name in self.averages)
+            ):
                 continue
             _check_whole(name, parameter)
             group.weights.append(parameter)

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -112,7 +113,8 @@ class EMACallback(ConfiguredCallback[EMACallbackConfig]):
         for index, optimizer in enumerate(trainer.optimizers):
             listed = {id(p): p for group in optimizer.param_groups for p in group["params"]}
             self._average.track(index, list(listed.values()), pl_module)
-        if not self._average.averages and trainer.is_global_zero:
+        is_lazy = any(map(torch.nn.parameter.is_lazy, pl_module.parameters()))
+        if not self._average.averages and not is_lazy and trainer.is_global_zero:
             log.warning("there is nothing to average: no optimizer has a parameter of the module")
 
     @override
