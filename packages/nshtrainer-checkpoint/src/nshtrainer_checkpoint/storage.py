@@ -24,7 +24,13 @@ from collections.abc import Callable, Collection, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nshtrainer.files import atomic_write_text, put_in_place, remove_leftovers, temporary_path
+from nshtrainer.files import (
+    atomic_write_text,
+    put_in_place,
+    remove_leftovers,
+    sync_directory,
+    temporary_path,
+)
 
 from . import objects
 from .metadata import (
@@ -105,6 +111,8 @@ def commit(
     path: Place,
     metadata: dict[str, Any],
     known: tuple[int, str] | None = None,
+    *,
+    then: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Make the finished file or directory *temporary* the checkpoint *path*.
 
@@ -116,6 +124,8 @@ def commit(
         metadata: Content of the sidecar; size and checksum are added.
         known: Size and SHA-256, if whoever wrote the file took them, and flushed it; else it is read
             again.
+        then: Called as soon as *path* exists for readers, before that outlasts a power failure:
+            a process that is killed has hardly time to leave a link behind. Must not raise.
 
     Returns:
         The content of the sidecar.
@@ -124,7 +134,7 @@ def commit(
         OSError: Something could not be written. *path* is as it was, or whole and new. A full disk
             is told with the bytes that are needed and free.
     """
-    is_moved = known is not None and not os.path.lexists(temporary) and _is_pending(path, known)
+    is_moved = known is not None and not os.path.lexists(temporary) and _is_moved(path, known)
     size, sha256 = known or digest(temporary)
     metadata = {
         "format_version": 1,
@@ -137,8 +147,13 @@ def commit(
     with explaining(path, size):
         if isinstance(path, Path):
             _commit_here(temporary, path, text, is_moved=is_moved, is_flushed=known is not None)
+            then()
+            # One flush for both names: should only the sidecar's outlast a power failure, `recover`
+            # clears it, and what came before is deleted later.
+            sync_directory(path.parent)
         else:
             _commit_there(temporary, path, text, is_moved=is_moved)
+            then()
     note_own_write(sidecar_of(path))
     return metadata
 
@@ -162,9 +177,7 @@ def _commit_here(
             with contextlib.suppress(OSError):
                 pending.unlink(missing_ok=True)
         raise
-    # One flush of the directory for both names: should only the sidecar's outlast a power failure,
-    # `recover` clears it, and what came before is deleted later.
-    put_in_place(pending, sidecar_of(path), flush=False)
+    put_in_place(pending, sidecar_of(path), flush=False, flush_directory=False)
 
 
 def _commit_there(temporary: Path, path: UPath, text: str, *, is_moved: bool) -> None:
@@ -186,9 +199,9 @@ def _commit_there(temporary: Path, path: UPath, text: str, *, is_moved: bool) ->
         objects.unlink(pending)
 
 
-def _is_pending(path: Place, known: tuple[int, str]) -> bool:
-    """Whether an earlier try has put the file at *path* and failed at the sidecar."""
-    record = _read(pending_of(path), path)
+def _is_moved(path: Place, known: tuple[int, str]) -> bool:
+    """Whether an earlier try has put the file at *path* and failed at the sidecar, or just after."""
+    record = _read(pending_of(path), path) or _read(sidecar_of(path), path)
     return record is not None and (record.size, record.sha256) == known and is_intact(record)
 
 

@@ -167,6 +167,16 @@ class Writer:
         if self.link is not None:
             point(self.link, target, self.links)
 
+    def move_link(self, target: Place | None) -> None:
+        """Make the link lead to *target*, which has just been committed; None leaves it. Never raises."""
+        if target is not None:
+            try:
+                self.point_link(target)
+            except OSError as error:
+                log.warning(
+                    "the link %s could not be made to lead to %s: %s", self.link, target, error
+                )
+
     @property
     def run_id(self) -> str | None:
         """The run's id, None outside of one."""
@@ -380,14 +390,16 @@ def commit_all(
     done: list[Committed] = []
     for writer, plan in plans:
         metadata = retrying(
-            lambda plan=plan: commit(
-                plan.temporary, plan.record.path, {**plan.metadata, **about}, known
+            lambda writer=writer, plan=plan: commit(
+                plan.temporary,
+                plan.record.path,
+                {**plan.metadata, **about},
+                known,
+                then=lambda: writer.move_link(plan.link_to),
             ),
             plan.record.path,
         )
         done.append(Committed(plan.record.path, metadata, []))
-        if plan.link_to is not None:
-            writer.point_link(plan.link_to)
     for (_, plan), committed in zip(plans, done, strict=True):
         committed.removed = [r.path for r in plan.removed if remove(r)]
     return done

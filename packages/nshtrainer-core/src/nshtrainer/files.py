@@ -30,6 +30,7 @@ __all__ = [
     "atomic_write_text",
     "put_in_place",
     "remove_leftovers",
+    "sync_directory",
     "temporary_path",
 ]
 
@@ -105,7 +106,7 @@ def _atomic_write(path: Path, mode: str, *, flush_directory: bool) -> Generator[
         file.close()  # before the rename: network file systems report a full disk here
         os.replace(temporary, path)
         if flush_directory:
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
     except BaseException:
         # Closing flushes again and fails again on a full disk; the first error is the one to show.
         with contextlib.suppress(OSError, ValueError):
@@ -157,7 +158,7 @@ def atomic_symlink(target: str | os.PathLike[str], link: str | os.PathLike[str])
     )
     try:
         os.replace(temporary, link)
-        _sync_directory(link.parent)
+        sync_directory(link.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -205,7 +206,22 @@ def put_in_place(
             os.close(descriptor)
     os.replace(temporary, path)
     if flush_directory:
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
+
+
+def sync_directory(directory: str | os.PathLike[str]) -> None:
+    """Make renames in *directory* outlast a power failure; does nothing on Windows.
+
+    Raises:
+        OSError: The directory is not there, or its disk failed.
+    """
+    if os.name == "nt":
+        return
+    descriptor = os.open(directory, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    try:
+        _sync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove_leftovers(directory: str | os.PathLike[str], *, foreign: bool = False) -> list[Path]:
@@ -288,17 +304,6 @@ def _sync(descriptor: int) -> None:
         if error.errno not in _CANNOT_SYNC:
             raise
         log.debug("this file system cannot flush to disk: %s", error)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make a rename in *directory* survive a power cut; Windows cannot open directories."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(directory, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
-    try:
-        _sync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:
