@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -13,6 +15,7 @@ from nshtrainer import (
     CallbackConfigBase,
     Config,
     DuplicateNameError,
+    PluginLoadError,
     PluginNotInstalledError,
     TrainerConfig,
     callback_registry,
@@ -196,6 +199,34 @@ def test_the_registry_survives_copies_and_pickle_as_itself():
     assert copy.deepcopy(callback_registry) is callback_registry
     assert copy.copy(callback_registry) is callback_registry
     assert pickle.loads(pickle.dumps(callback_registry)) is callback_registry
+
+
+def test_an_annotation_that_is_defined_later_is_resolved_at_the_first_use():
+    """A class that is registered before a type it names is whole when it is used."""
+    module = ModuleType("acme_cells")
+    source = """
+from typing import Literal
+from nshtrainer import CallbackConfigBase, Config, callback_registry
+
+@callback_registry.register
+class Late(CallbackConfigBase):
+    name: Literal["late"] = "late"
+    inner: "Inner | None" = None
+"""
+    sys.modules["acme_cells"] = module
+    try:
+        exec(source, vars(module))  # noqa: S102 -- a module
+        with pytest.raises(ValidationError, match=r"acme_cells:Late.*names 'Inner'.*at run time"):
+            TrainerConfig(callbacks=[{"name": "late"}])
+        with pytest.raises(PluginLoadError, match="acme_cells:Late"):
+            callback_registry["late"]
+        assert "late" not in callback_registry.load_all()
+        exec("class Inner(Config):\n    x: int = 1", vars(module))  # noqa: S102 -- the rest of it
+        config = TrainerConfig(callbacks=[{"name": "late", "inner": {"x": 2}}])
+    finally:
+        del sys.modules["acme_cells"]
+
+    assert config.callbacks[0].inner.x == 2
 
 
 def test_a_registry_of_ones_own_works_the_same():

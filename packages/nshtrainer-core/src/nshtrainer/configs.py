@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from typing import TYPE_CHECKING, Any
 
 from .callbacks.base import CallbackConfigBase, CallbackMetadataConfig, callback_registry
@@ -12,6 +14,7 @@ from .metric import MetricConfig
 from .plugins.catalogue import CLASSES, install_command
 from .plugins.manifest import CALLBACKS, LOGGERS, Entry, manifest
 from .plugins.policy import PluginsConfig
+from .plugins.state import PluginState
 from .trainer.config import TrainerConfig
 
 if TYPE_CHECKING:
@@ -73,6 +76,8 @@ if TYPE_CHECKING:
         "WandbWatchCallbackConfig",
     ]
 
+log = logging.getLogger(__name__)
+
 _OWN = {
     cls.__name__: cls
     for cls in (
@@ -108,10 +113,29 @@ def __getattr__(name: str) -> Any:
             f"{name} is provided by {dist}, which is not installed; run `{install_command(dist)}`"
         )
     raise AttributeError(
-        f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__dir__())}"
+        f"module {__name__!r} has no attribute {name!r}; it has {', '.join(_names())}"
     )
 
 
-def __dir__() -> list[str]:
+def _names() -> list[str]:
+    """Every name that one distribution provides, whether it can be loaded or not."""
     unique = (n for n, entries in _providers().items() if len({e.dist for e in entries}) == 1)
     return sorted({*_OWN, *unique})
+
+
+def __dir__() -> list[str]:
+    """The names that can be had: a broken plugin must not break a star import of the others."""
+    providers = _providers()
+    return [name for name in _names() if name in _OWN or _loads(providers[name][0])]
+
+
+def _loads(entry: Entry) -> bool:
+    found = _REGISTRIES[entry.group].resolve(entry.name)
+    if isinstance(found, PluginState) and found.kind != "disabled":
+        _warn_once(f"{entry.class_name} is left out of nshtrainer.configs: {found}")
+    return isinstance(found, type)
+
+
+@functools.lru_cache(maxsize=64)
+def _warn_once(problem: str) -> None:
+    log.warning("%s", problem)

@@ -59,10 +59,32 @@ def _complete(cls: type[BaseModel]) -> None:
         cls.model_rebuild(raise_errors=False, _types_namespace=names)
 
 
+def _completed(cls: type[BaseModel]) -> None:
+    """Resolve annotations that could not be when *cls* was made, with what its module has by now.
+
+    Raises:
+        TypeError: A name is missing still.
+    """
+    if cls.__pydantic_complete__:
+        return
+    module = sys.modules.get(cls.__module__)
+    try:
+        cls.model_rebuild(_types_namespace=vars(module) if module else {})
+    except NameError as error:
+        raise TypeError(
+            f"an annotation of {cls.__qualname__} names {error.name!r}, which {cls.__module__} does "
+            f"not have at run time; import it there, outside `if TYPE_CHECKING`"
+        ) from error
+
+
 def origin_of(cls: type) -> str:
     """`module:qualname`; a spawned child's `__mp_main__` is its parent's `__main__`."""
     module = "__main__" if cls.__module__ == "__mp_main__" else cls.__module__
     return f"{module}:{cls.__qualname__}"
+
+
+def _package_of(origin: str) -> str:
+    return origin.partition(":")[0].partition(".")[0]
 
 
 class Registry(Generic[T]):
@@ -177,9 +199,13 @@ class Registry(Generic[T]):
         with self._lock:
             if name is None:
                 self._resolved.clear()
-                self._loaded = {e: s for e, s in self._loaded.items() if isinstance(s, type)}
             else:
                 self._resolved.pop(name, None)
+            self._loaded = {
+                e: s
+                for e, s in self._loaded.items()
+                if isinstance(s, type) or name not in {None, e.name}
+            }
 
     # ---- looking up ------------------------------------------------------------------------
 
@@ -229,25 +255,60 @@ class Registry(Generic[T]):
             return found
 
     def _resolve(self, name: str) -> type[T] | PluginState | None:
-        local = self._local.get(name, {})
-        if (origin := self._override.get(name)) in local:
-            return local[origin]
         entries, off = self._split(manifest().of(self.group).get(name, ()))
-        switched_off = {e.value for e, _ in off}
-        entries, local = self._preferred(
-            name, entries, {o: c for o, c in local.items() if o not in switched_off}
-        )
-        if len(entries) > 1:
-            return self._clash(name, [str(e) for e in entries])
-        if not entries:
+        local = {
+            o: c
+            for o, c in self._local.get(name, {}).items()
+            if not any(self._may_be_of(e, c) for e, _ in off)
+        }
+        if (origin := self._override.get(name)) in local:
+            return self._usable(name, local[origin])
+        chosen = self._preferred(name, entries)
+        if len(chosen) > 1:
+            return self._clash(name, [str(e) for e in chosen])
+        if not chosen:
             if len(local) > 1:
                 return self._clash(name, list(local))
-            return next(iter(local.values()), None) or (off[0][1] if off else None)
-        loaded = self._load(entries[0])
-        if not isinstance(loaded, type):
+            if not local:
+                return off[0][1] if off else None
+            return self._usable(name, next(iter(local.values())))
+        loaded = self._load(chosen[0])
+        if not isinstance(loaded, type) or chosen is not entries:
             return loaded
-        others = [o for o, c in self._local.get(name, {}).items() if c is not loaded and o in local]
-        return self._clash(name, [str(entries[0]), *others]) if others else loaded
+        others = [o for o in local if o != origin_of(loaded)]
+        return self._clash(name, [str(chosen[0]), *others]) if others else loaded
+
+    def _may_be_of(self, entry: Entry, cls: type[T]) -> bool:
+        """Whether *cls*, which has the name of *entry*, is what that names; nothing is imported.
+
+        An entry point often names a re-export. One that was not imported, or that is made on demand
+        (`__getattr__` of a module), cannot be followed; there the same package is enough.
+        """
+        origin, target = origin_of(cls), entry.target
+        found = self._imported(entry)
+        if found is not None:
+            return origin in {target, origin_of(found)}
+        return origin == target or _package_of(origin) == _package_of(target)
+
+    def _imported(self, entry: Entry) -> type | None:
+        """The class that *entry* names, if it was imported; nothing is imported for it."""
+        known = self._loaded.get(entry)
+        if isinstance(known, type):
+            return known
+        module, _, qualname = entry.target.partition(":")
+        found: object = sys.modules.get(module)
+        for part in qualname.split("."):
+            found = getattr(found, "__dict__", {}).get(part)
+        return found if isinstance(found, type) else None
+
+    def _usable(self, name: str, cls: type[T]) -> type[T] | PluginState:
+        """*cls*, which no entry point names, or why it cannot be used."""
+        try:
+            _completed(cls)
+        except Exception as error:  # noqa: BLE001 -- pydantic runs code of the class
+            what = f"{origin_of(cls)}, which is registered as the {self.what} {name!r}, is no usable class"
+            return PluginState("broken", f"{what}: {error}", stage="type", error=error)
+        return cls
 
     @staticmethod
     def _split(
@@ -265,15 +326,14 @@ class Registry(Generic[T]):
                 off.append((entry, PluginState("disabled", what, "take it out of that switch")))
         return active, off
 
-    def _preferred(
-        self, name: str, entries: list[Entry], local: dict[str, type[T]]
-    ) -> tuple[list[Entry], dict[str, type[T]]]:
-        """Only what a `prefer` switch names, if one names *name*."""
+    @staticmethod
+    def _preferred(name: str, entries: list[Entry]) -> list[Entry]:
+        """Only what a `prefer` switch names, if one names *name*; else *entries* itself."""
         for policy in reversed(active_policy()):  # the config's before the environment's
             dist = policy.prefer.get(normalized(name))
             if dist is not None and (chosen := [e for e in entries if normalized(e.dist) == dist]):
-                return chosen, {o: c for o, c in local.items() if o == chosen[0].value}
-        return entries, local
+                return chosen
+        return entries
 
     def _clash(self, name: str, providers: list[str]) -> PluginState:
         return PluginState(
@@ -284,17 +344,24 @@ class Registry(Generic[T]):
         )
 
     def _load(self, entry: Entry) -> type[T] | PluginState:
-        local = self._local.get(entry.name, {}).get(entry.value)
-        if local is not None:  # already imported, and perhaps redefined since: the newest counts
-            return local
-        if (known := self._loaded.get(entry)) is not None:
+        known = self._loaded.get(entry)
+        newest = self._newest(entry, origin_of(known) if isinstance(known, type) else entry.target)
+        if newest is not None and newest is not known:  # imported already, or redefined since
+            known = self._loaded[entry] = self._checked(entry, newest)
+        if known is not None:
             return known
         before = {name: dict(classes) for name, classes in self._local.items()}
         found = self._checked(entry, load_object(entry))
         if isinstance(found, PluginState):
             self._local = before  # undo half-made registrations
+        else:  # a re-export may be older than what its module has by now
+            found = self._newest(entry, origin_of(found)) or found
         self._loaded[entry] = found
         return found
+
+    def _newest(self, entry: Entry, origin: str) -> type[T] | None:
+        """The class of *origin* that a decorator registered last under the name of *entry*."""
+        return self._local.get(entry.name, {}).get(origin)
 
     def _checked(self, entry: Entry, found: Any) -> type[T] | PluginState:
         if isinstance(found, PluginState):
@@ -302,9 +369,10 @@ class Registry(Generic[T]):
         try:
             if not (isinstance(found, type) and issubclass(found, self.base)):
                 raise TypeError(f"{found!r} is not a subclass of {self.base.__qualname__}")  # noqa: TRY301
+            _completed(found)
             if (name := self.name_of(found)) != entry.name:
                 raise TypeError(f"its class has the name {name!r}, the entry point {entry.name!r}")  # noqa: TRY301
-        except TypeError as error:
+        except Exception as error:  # noqa: BLE001 -- pydantic runs code of the class
             return failed(entry, "type", error)
         return found
 
@@ -313,7 +381,8 @@ class Registry(Generic[T]):
         origin = origin_of(cls)
         for entries in manifest().of(self.group).values():
             for entry in entries:
-                if entry.value == origin or self._loaded.get(entry) is cls:
+                known = self._loaded.get(entry)
+                if origin in {entry.target, origin_of(known) if isinstance(known, type) else None}:
                     return entry
         return None
 
@@ -323,7 +392,7 @@ class Registry(Generic[T]):
         if not active:
             return off[0][1]
         entries, _ = self._split(manifest().of(self.group).get(entry.name, ()))
-        preferred, _ = self._preferred(entry.name, entries, {})
+        preferred = self._preferred(entry.name, entries)
         if len(preferred) > 1:
             return self._clash(entry.name, [str(e) for e in preferred])
         if entry not in preferred:
@@ -331,7 +400,7 @@ class Registry(Generic[T]):
         loaded = self._loaded.get(entry)
         if isinstance(loaded, PluginState):
             return loaded
-        is_loaded = loaded is not None or entry.value in self._local.get(entry.name, {})
+        is_loaded = loaded is not None or self._newest(entry, entry.target) is not None
         return PluginState("loaded" if is_loaded else "available")
 
     # ---- errors ----------------------------------------------------------------------------

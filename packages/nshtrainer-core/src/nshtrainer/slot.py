@@ -59,6 +59,7 @@ class Slot(Generic[T]):
 
     def _instance(self, value: T) -> tuple[type[T], Any, str]:
         """The class to validate *value* with; an instance of a redefined class as its dump."""
+        from .config import input_of
         from .registry import origin_of
 
         cls = type(value)
@@ -68,7 +69,7 @@ class Slot(Generic[T]):
         if current is cls:
             return cls, value, name
         if isinstance(current, type) and origin_of(current) == origin_of(cls):
-            return current, value.model_dump(round_trip=True), name
+            return current, input_of(value), name
         if current is not None and not isinstance(current, type):
             raise self.registry.problem(name)
         raise PydanticCustomError(

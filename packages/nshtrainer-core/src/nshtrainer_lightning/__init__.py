@@ -21,7 +21,9 @@ def callbacks_from_environment() -> list[Callback]:
     """The callbacks that the file named by `NSHTRAINER_CALLBACKS` describes; none if it is not set.
 
     The file holds a list of callbacks, or a mapping with `callbacks`, slots and other fields of
-    `TrainerConfig` that callbacks look at. `nshtrainer.Trainer` ignores the variable.
+    `TrainerConfig` that callbacks look at. `nshtrainer.Trainer` ignores the variable. A relative path
+    counts from the working directory of the first trainer, and is made absolute in the environment:
+    later trainers and the processes of other ranks find the same file wherever they stand.
 
     Raises:
         nshtrainer.ConfigError: The file is missing or not valid: a run that was asked to have
@@ -33,4 +35,10 @@ def callbacks_from_environment() -> list[Callback]:
     from nshtrainer.callbacks.from_file import callbacks_from_file
     from nshtrainer.factory_guard import factories_are_off
 
-    return [] if factories_are_off() else callbacks_from_file(path, f"{VARIABLE}={path}")
+    if factories_are_off():
+        return []
+    absolute = os.path.abspath(os.path.expanduser(path))
+    where = "" if path == absolute else f" ({absolute})"
+    callbacks = callbacks_from_file(absolute, f"{VARIABLE}={path}{where}")
+    os.environ[VARIABLE] = absolute
+    return callbacks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -16,11 +17,15 @@ from nshtrainer import (
     CallbackMetadataConfig,
     ConfigError,
     ConfiguredCallback,
+    LoggerConfigBase,
+    PluginContractError,
+    PluginLoadError,
     Trainer,
     TrainerConfig,
     callback_registry,
     create_callbacks,
     hookimpl,
+    logger_registry,
     plugin_manager,
     resolve_callbacks,
 )
@@ -42,6 +47,11 @@ class SubPlain(Plain):
 class Saver(Checkpoint):
     def __init__(self, tag: str = "") -> None:
         self.tag = tag
+
+
+class Keeper(Plain):
+    def state_dict(self) -> dict[str, Any]:
+        return {"tag": self.tag}
 
 
 class PlainConfig(CallbackConfigBase):
@@ -336,3 +346,211 @@ def test_a_plugin_can_refuse_a_config_that_contradicts_itself(plugin: Any):
     plugin("acme", nshtrainer_validate_config=refuse)
     with pytest.raises(ConfigError, match="acme: EMA and SWA do not go together"):
         resolve_callbacks(TrainerConfig(**BARE))
+
+
+@pytest.mark.parametrize(
+    ("returns", "said"),
+    [
+        (5, "it returned 5, not a list of callback configurations"),
+        ([5], "it returned 5 among the callback configurations"),
+        ([{"name": "stateful"}], "it returned {'name': 'stateful'} among"),
+        (StatefulConfig(), "it returned StatefulConfig("),
+        ([StatefulConfig(), "x"], "it returned 'x' among"),
+    ],
+)
+def test_defaults_that_are_no_configurations_are_the_plugins_failure(
+    plugin: Any, caplog: pytest.LogCaptureFixture, returns: Any, said: str
+):
+    """The plugin is named and adds nothing at all; the other plugins' defaults are added."""
+    plugin("acme", nshtrainer_default_callbacks=lambda config: returns)
+    plugin("good", nshtrainer_default_callbacks=lambda config: [PlainConfig(tag="good")])
+    found = tags(plugins={"defaults": ["acme", "good"]})
+
+    assert found == ["good"]
+    assert (
+        f"plugin acme failed in nshtrainer_default_callbacks and is left out: {said}" in caplog.text
+    )
+
+
+def test_defaults_may_be_yielded_and_may_be_none(plugin: Any):
+    """An iterable is asked for; a plugin that has nothing to add returns nothing."""
+
+    def two(config: TrainerConfig) -> Iterator[CallbackConfigBase]:
+        yield PlainConfig(tag="a")
+        yield PlainConfig(tag="b", label="second")
+
+    plugin("acme", nshtrainer_default_callbacks=two)
+    plugin("none", nshtrainer_default_callbacks=lambda config: None)
+
+    assert tags(plugins={"defaults": ["acme", "none"]}) == ["a", "b"]
+
+
+def test_a_default_that_nobody_registered_is_the_plugins_failure(
+    plugin: Any, caplog: pytest.LogCaptureFixture
+):
+    """What the config refuses is reported like what the hook raises."""
+
+    class Unknown(CallbackConfigBase):
+        name: Literal["unknown"] = "unknown"
+
+    plugin("acme", nshtrainer_default_callbacks=lambda config: [Unknown()])
+
+    assert tags(plain("mine"), plugins={"defaults": ["acme"]}) == ["mine"]
+    assert "plugin acme failed in nshtrainer_default_callbacks" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "hook",
+    ["nshtrainer_default_callbacks", "nshtrainer_validate_config", "nshtrainer_modify_callbacks"],
+)
+def test_a_hook_that_calls_exit_does_not_end_the_program(
+    plugin: Any, caplog: pytest.LogCaptureFixture, hook: str
+):
+    """It is reported as the plugin's failure, and the callbacks are resolved."""
+
+    def leave(config: TrainerConfig) -> None:
+        sys.exit(3)
+
+    plugin("acme", **{hook: leave})
+
+    assert tags(plain("mine"), plugins={"defaults": ["acme"]}) == ["mine"]
+    assert f"plugin acme failed in {hook} and is left out: SystemExit(3)" in caplog.text
+
+
+def test_a_check_sees_a_copy_of_the_config(plugin: Any):
+    """What a plugin edits while it checks stays with it; the run that it sees is the real one."""
+    seen: list[TrainerConfig] = []
+
+    def edit(config: TrainerConfig) -> None:
+        config.max_epochs = 99
+        config.callbacks[0].tag = "edited"
+        config.meta["edited"] = True
+        seen.append(config)
+
+    plugin("a-edits", nshtrainer_validate_config=edit)
+    plugin("b-edits", nshtrainer_validate_config=edit)
+    config = TrainerConfig(**BARE, callbacks=[plain("mine")], max_epochs=1)
+    found = resolve_callbacks(config, copy=False)
+
+    assert [c.tag for c in found] == ["mine"]
+    assert (config.max_epochs, config.meta, config.callbacks[0].tag) == (1, {}, "mine")
+    assert seen[0] is not seen[1]
+    assert seen[0].run is seen[1].run is config.run
+
+
+@pytest.mark.parametrize(
+    ("put", "says"),
+    [
+        (lambda callbacks: callbacks.append(callbacks[0]), "it put Plain in twice; "),
+        (lambda callbacks: callbacks.append(callbacks[1]), "it put Stateful in twice"),
+        (
+            lambda callbacks: callbacks.extend([Keeper(), Keeper()]),
+            "it put Keeper in twice (its state has the key 'Keeper')",
+        ),
+    ],
+    ids=["itself", "itself with state", "two of one key"],
+)
+def test_a_callback_that_a_plugin_puts_in_twice_is_that_plugins_failure(
+    plugin: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    put: Any,
+    says: str,
+):
+    """Lightning would refuse the list and name nobody; here the hook's changes are dropped."""
+    plugin("acme", nshtrainer_modify_callbacks=lambda config, callbacks: put(callbacks))
+    config = TrainerConfig(**BARE, callbacks=[plain("first"), {"name": "stateful"}])
+    found = resolve_callbacks(config)
+
+    assert [type(c) for c in found] == [Plain, Stateful]
+    assert (
+        f"plugin acme failed in nshtrainer_modify_callbacks and is left out: {says}" in caplog.text
+    )
+    monkeypatch.setenv("NSHTRAINER_PLUGINS_STRICT", "1")
+    with pytest.raises(PluginLoadError, match=r"plugin acme failed .* in twice"):
+        resolve_callbacks(config)
+
+
+def wrong(body: str) -> type[CallbackConfigBase]:
+    """A registered class `wrong` whose `create_callbacks` is *body*."""
+    names: dict[str, Any] = {"__name__": "acme"}
+    exec(  # noqa: S102 -- many bodies of one class
+        "import sys\n"
+        "from typing import Literal\n"
+        "from lightning.pytorch.callbacks import Callback\n"
+        "from nshtrainer import CallbackConfigBase, callback_registry\n"
+        "@callback_registry.register\n"
+        "class Wrong(CallbackConfigBase):\n"
+        "    name: Literal['wrong'] = 'wrong'\n"
+        "    def create_callbacks(self, trainer_config):\n"
+        f"        {body}\n",
+        names,
+    )
+    return names["Wrong"]
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("return None", "returned None, not several callbacks; `yield` each"),
+        ("return Callback()", r"returned <.*> \(Callback\), not several callbacks; .*a list"),
+        ("return self", r"returned Wrong\(.*\(Wrong\), not several callbacks"),
+        ("yield None", "gave None, which is no callback of lightning.pytorch; `yield`"),
+        ("yield self", r"gave Wrong\(.*\(Wrong\), which is no callback"),
+        ("return 'ema'", r"gave 'e' \(str\), which is no callback"),
+        ("sys.exit(4)", r"tried to end the program \(SystemExit\(4\)\); raise an error"),
+        ("yield sys.exit('no')", r"tried to end the program \(SystemExit\('no'\)\)"),
+    ],
+)
+@pytest.mark.parametrize("place", ["callbacks", "companion"])
+def test_a_config_that_gives_no_callbacks_is_named_with_its_place(body: str, says: str, place: str):
+    """What it gave, where it stands, and what to write instead."""
+    made = wrong(body)()
+    where = r"callbacks\[1\] \(wrong\)" if place == "callbacks" else "the logger 'acme'"
+    match = rf"{where}: acme.Wrong.create_callbacks {says}"
+    if place == "callbacks":
+        config = TrainerConfig(**BARE, callbacks=[plain("first"), made])
+    else:
+        config = TrainerConfig(**{**BARE, "loggers": [logger_with(made)]})
+
+    with pytest.raises(PluginContractError, match=match):
+        resolve_callbacks(config)
+
+
+def logger_with(companion: Any) -> LoggerConfigBase:
+    """A logger's configuration that brings *companion*."""
+
+    @logger_registry.register
+    class Acme(LoggerConfigBase):
+        name: Literal["acme"] = "acme"
+
+        def companions(self, trainer_config: TrainerConfig) -> Any:
+            return companion if companion is None else [companion]
+
+    return Acme()
+
+
+def _notes(error: BaseException, caplog: pytest.LogCaptureFixture) -> str:
+    """The notes of *error*; Python 3.10 has none, and they are logged."""
+    return "\n".join(getattr(error, "__notes__", [])) or caplog.text
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"), [("raise KeyError('zz')", KeyError), ("import acme_heavy", ImportError)]
+)
+def test_what_a_config_raises_keeps_its_kind_and_says_where_it_was(
+    caplog: pytest.LogCaptureFixture, body: str, kind: type[Exception]
+):
+    """`except` clauses still match; a note has the place of the configuration."""
+    made = wrong(body)()
+
+    with pytest.raises(kind) as caught:
+        create_callbacks([made])
+    assert "while the callbacks of callbacks[0] (wrong) were made" in _notes(caught.value, caplog)
+
+
+def test_a_logger_without_a_list_of_companions_is_named(caplog: pytest.LogCaptureFixture):
+    """The same for what comes with a logger."""
+    with pytest.raises(TypeError) as caught:
+        resolve_callbacks(TrainerConfig(**{**BARE, "loggers": [logger_with(None)]}))
+    assert "callbacks of the logger 'acme'" in _notes(caught.value, caplog)

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.callbacks import Callback
 
-from nshtrainer import ConfigFileError
+from nshtrainer import ConfigError, ConfigFileError, create_callbacks
 from nshtrainer.callbacks.from_file import callbacks_from_file
 
 if TYPE_CHECKING:
@@ -24,11 +25,19 @@ class AcmeCallback(Callback):
     def __init__(self, strength, epochs):
         self.strength, self.epochs = strength, epochs
 
+class KeepingCallback(Callback):
+    def state_dict(self):
+        return {"a": 1}
+
 class AcmeConfig(CallbackConfigBase):
     name: Literal["acme"] = "acme"
     strength: int = 1
+    keeps: bool = False
 
     def create_callbacks(self, trainer_config):
+        if self.keeps:
+            yield KeepingCallback()
+            return
         yield AcmeCallback(self.strength, trainer_config.max_epochs)
 """
 
@@ -64,6 +73,14 @@ def test_a_list_or_a_mapping_describes_callbacks(tmp_path: Path, text: str, suff
     assert callback.strength == 2  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@pytest.mark.parametrize("text", ["- acme", "callbacks: [acme]", "[{name: acme}]"])
+def test_a_name_alone_is_a_callback_with_its_defaults(tmp_path: Path, text: str):
+    """As in `create_callbacks(["acme"])`."""
+    (callback,) = read(tmp_path, text)
+
+    assert callback.strength == 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_fields_that_callbacks_look_at_are_taken_from_the_mapping(tmp_path: Path):
     """A callback sees the rest of the file as its trainer's configuration."""
     (callback,) = read(tmp_path, "max_epochs: 7\ncallbacks: [{name: acme}]")
@@ -86,8 +103,14 @@ def test_slots_that_are_on_by_default_stay_off(tmp_path: Path, text: str):
         (
             "- {name: acmee}",
             ".yaml",
-            r"callbacks\[0\]: no callback is named 'acmee'. Did you mean 'acme'",
+            r"line 1, callbacks\[0\]: no callback is named 'acmee'. Did you mean 'acme'",
         ),
+        (
+            "- name: acme\n- name: acme\n  strenth: 2",
+            ".yaml",
+            r"line 3, callbacks\[1\].acme.strenth: .*'strength'",
+        ),
+        ("- acme\n- acmee", ".yaml", r"line 2, callbacks\[1\]: no callback is named 'acmee'"),
         (
             "callbacks:\n- name: acme\n  strenth: 2",
             ".yaml",
@@ -115,5 +138,66 @@ def test_the_error_can_name_where_the_path_came_from(tmp_path: Path):
 
     with pytest.raises(ConfigFileError, match=r"^VARIABLE=x: a list"):
         callbacks_from_file(path, "VARIABLE=x")
-    with pytest.raises(ConfigFileError, match="there is no such file"):
-        callbacks_from_file(tmp_path / "none.yaml")
+    with pytest.raises(ConfigFileError, match=r"^VARIABLE=x: there is no such file"):
+        callbacks_from_file(tmp_path / "none.yaml", "VARIABLE=x")
+    with pytest.raises(ConfigFileError, match=r"^VARIABLE=x: the suffix"):
+        callbacks_from_file(tmp_path / "none.ini", "VARIABLE=x")
+
+
+# ---- NSHTRAINER_CALLBACKS ----------------------------------------------------------------------
+
+
+def lightning_trainer(*callbacks: Callback) -> pl.Trainer:
+    """A trainer of a script that knows nothing of the variable."""
+    return pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[*callbacks],
+    )
+
+
+def test_the_file_of_the_environment_is_found_again_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its path counts from where the first trainer was made; a missing one is named with the variable."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NSHTRAINER_CALLBACKS", "none.yaml")
+    with pytest.raises(
+        ConfigFileError, match=rf"NSHTRAINER_CALLBACKS=none.yaml \({tmp_path}/none.yaml\)"
+    ):
+        lightning_trainer()
+
+    monkeypatch.setenv("NSHTRAINER_CALLBACKS", "callbacks.yaml")
+    (tmp_path / "callbacks.yaml").write_text("- acme")
+    (tmp_path / "elsewhere").mkdir()
+    found = [names(lightning_trainer())]
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found.append(names(lightning_trainer()))
+
+    assert found == [["AcmeCallback"]] * 2
+
+
+def names(trainer: pl.Trainer) -> list[str]:
+    return [type(c).__name__ for c in trainer.callbacks]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType] -- set in Lightning's connector
+
+
+def test_a_callback_of_the_script_and_of_the_file_is_an_error_that_names_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """One of them has to go, which the error says, unless the one in the file gives way."""
+    path = tmp_path / "callbacks.yaml"
+    path.write_text("- {name: acme, keeps: true}")
+    monkeypatch.setenv("NSHTRAINER_CALLBACKS", str(path))
+    mine = create_callbacks([{"name": "acme", "keeps": True}])
+
+    with pytest.raises(
+        ConfigError, match=r"callbacks\.yaml and the script's own .* same callback twice"
+    ):
+        lightning_trainer(*mine)
+    path.write_text("- {name: acme, keeps: true, metadata: {ignore_if_exists: true}}")
+    assert names(lightning_trainer(*mine)) == ["KeepingCallback"]
+    path.write_text("- acme")
+    assert names(lightning_trainer(*mine)) == ["KeepingCallback", "AcmeCallback"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,18 @@ BROKEN = {
     "keyword-only": (
         "@hookimpl\ndef nshtrainer_run_metadata(*, config): return {}",
         r"'nshtrainer_run_metadata' has keyword-only arguments.*remove the `\*`",
+    ),
+    "async": (
+        "@hookimpl\nasync def nshtrainer_run_metadata(config): return {}",
+        "'nshtrainer_run_metadata' is an `async def`, which nobody awaits",
+    ),
+    "async generator": (
+        "@hookimpl\nasync def nshtrainer_run_metadata(config): yield",
+        "'nshtrainer_run_metadata' is an `async def`, which nobody awaits",
+    ),
+    "generator": (
+        "@hookimpl\ndef nshtrainer_validate_config(config):\n    yield\n    raise ValueError",
+        "'nshtrainer_validate_config' has a `yield`, .*use `return`",
     ),
 }
 
@@ -143,6 +156,61 @@ def test_a_hook_that_raises_is_logged_and_the_others_run(
         "plugin a-fails failed in nshtrainer_run_metadata and is left out: no disk" in caplog.text
     )
     assert plugin_manager.state(entry).stage == "call"
+
+
+@pytest.mark.parametrize(
+    ("raises", "said"),
+    [
+        ("SystemExit(3)", r"SystemExit\(3\)"),
+        ("__import__('asyncio').CancelledError()", r"CancelledError\(\)"),
+        ("StopIteration(4)", "4"),
+        ("GeneratorExit()", r"GeneratorExit\(\)"),
+    ],
+)
+def test_a_hook_cannot_end_the_program(
+    nshtrainer_plugins: PluginEnvironment,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    raises: str,
+    said: str,
+):
+    """`sys.exit` in a hook is its plugin's failure like any other; strict mode is an error."""
+    hooks(nshtrainer_plugins, "a-exits", GOOD.replace("return", f"raise {raises}; return"))
+    hooks(nshtrainer_plugins, "b-good", GOOD)
+
+    assert "b-good" in ask()
+    assert re.search(
+        rf"a-exits failed in nshtrainer_run_metadata and is left out: {said}", caplog.text
+    )
+    monkeypatch.setenv("NSHTRAINER_PLUGINS_STRICT", "1")
+    with pytest.raises(PluginLoadError, match=r"'a_exits' of a-exits 1.0 .* failed in a hook"):
+        ask()
+
+
+def test_ctrl_c_in_a_hook_is_the_users(nshtrainer_plugins: PluginEnvironment):
+    """It passes through, and is no failure of the plugin."""
+    hooks(nshtrainer_plugins, "a-slow", GOOD.replace("return", "raise KeyboardInterrupt; return"))
+    with pytest.raises(KeyboardInterrupt):
+        ask()
+
+    (entry,) = manifest().of(HOOKS)["a_slow"]
+    assert plugin_manager.state(entry).kind == "loaded"
+
+
+def test_a_wrapper_written_for_pluggy_may_yield():
+    """There, `yield` is how pluggy wants it."""
+
+    class Wrapper:
+        @hookimpl(wrapper=True)
+        def nshtrainer_run_metadata(self, config):
+            yield
+            return [{"wrapped": True}]
+
+    plugin_manager.register(Wrapper(), "wrapper")
+    try:
+        assert ask(only=["wrapper"]) == {"wrapper": {"wrapped": True}}
+    finally:
+        plugin_manager.unregister("wrapper")
 
 
 def test_strict_mode_raises_what_a_hook_raises(

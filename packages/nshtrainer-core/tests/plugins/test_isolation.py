@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
 
 import pytest
+from pydantic import ValidationError
+
+from nshtrainer import (
+    CallbackConfigBase,
+    TrainerConfig,
+    callback_registry,
+    manifest,
+    plugin_manager,
+)
+from nshtrainer.plugins.manifest import _warn_about_unknown_switches
+
+if TYPE_CHECKING:
+    from nshtrainer.testing import PluginEnvironment
 
 GOOD = """
 from typing import Literal
@@ -52,7 +69,21 @@ BROKEN_MODULES = {
     "os_error": "open('/does/not/exist')",
     "unicode": "b'\\xff'.decode()",
     "memory": "raise MemoryError('none left')",
-}  # 20 of them
+    "skipped": "import pytest\npytest.importorskip('a_module_that_does_not_exist')",
+    "cancelled": "import asyncio\nraise asyncio.CancelledError",
+    "lazy_import": "def __getattr__(name): import a_module_that_does_not_exist",
+    "lazy_raises": "def __getattr__(name): raise RuntimeError('boom')",
+    "lazy_unavailable": (
+        "from nshtrainer import PluginUnavailable\n"
+        "def __getattr__(name): raise PluginUnavailable('needs a GPU')"
+    ),
+    "type_only": (
+        "from typing import TYPE_CHECKING, Literal\nfrom nshtrainer import CallbackConfigBase\n"
+        "if TYPE_CHECKING:\n    from torch import Tensor\n"
+        "class Config_(CallbackConfigBase):\n    name: Literal['type_only'] = 'type_only'\n"
+        "    start: 'Tensor | None' = None"
+    ),
+}
 
 
 def install(
@@ -87,8 +118,8 @@ def run(code: str, *folders: Path, **env: str) -> subprocess.CompletedProcess[st
 
 
 @pytest.fixture
-def twenty_broken(tmp_path: Path) -> Path:
-    """A folder with twenty broken distributions and one good one."""
+def many_broken(tmp_path: Path) -> Path:
+    """A folder with every kind of broken distribution and one good one."""
     for name, body in BROKEN_MODULES.items():
         (tmp_path / f"broken_{name}.py").write_text(body)
         install(
@@ -101,7 +132,7 @@ def twenty_broken(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_twenty_broken_plugins_hurt_only_who_uses_them(twenty_broken: Path):
+def test_broken_plugins_hurt_only_who_uses_them(many_broken: Path):
     """Importing, the other plugins and unrelated configs work; each broken one is a clear error."""
     done = run(
         """
@@ -118,7 +149,7 @@ def test_twenty_broken_plugins_hurt_only_who_uses_them(twenty_broken: Path):
                     errors[entry.name] = [error.errors()[0]["type"], error.errors()[0]["msg"]]
         print(json.dumps({"ok": ok, "errors": errors, "half": "half" in callback_registry.names()}))
         """,
-        twenty_broken,
+        many_broken,
     )
 
     assert done.returncode == 0, done.stderr
@@ -129,7 +160,7 @@ def test_twenty_broken_plugins_hurt_only_who_uses_them(twenty_broken: Path):
     for name, (kind, message) in found["errors"].items():
         dist = f"broken-{name}".replace("_", "-")
         assert dist in message
-        if name == "unavailable":
+        if name.endswith("unavailable"):
             assert kind == "plugin_unavailable"
             assert "needs a GPU" in message
         else:
@@ -137,7 +168,43 @@ def test_twenty_broken_plugins_hurt_only_who_uses_them(twenty_broken: Path):
             assert "reinstall" in message or "repair or uninstall" in message
 
 
-def test_no_plugin_is_imported_before_its_name_is_used(twenty_broken: Path):
+def test_ctrl_c_while_a_plugin_is_imported_is_the_users(nshtrainer_plugins: PluginEnvironment):
+    """It is no fault of the plugin: it ends the program, and the plugin can be used after."""
+    nshtrainer_plugins.fake_distribution(
+        "slow-plugin",
+        {"nshtrainer.callbacks": {"slow": "slow_plugin:SlowConfig"}},
+        modules={"slow_plugin": "raise KeyboardInterrupt"},
+    )
+    with pytest.raises(KeyboardInterrupt):
+        callback_registry.get("slow")
+
+    (entry,) = manifest().of("nshtrainer.callbacks")["slow"]
+    assert callback_registry.state(entry).kind == "available"
+
+
+def test_an_annotation_that_exists_for_checkers_only_is_named(
+    nshtrainer_plugins: PluginEnvironment,
+):
+    """The state has the class, the missing name and what to do, not pydantic's advice."""
+    nshtrainer_plugins.fake_distribution(
+        "acme-types",
+        {"nshtrainer.callbacks": {"type_only": "acme_types:Config_"}},
+        modules={"acme_types": BROKEN_MODULES["type_only"]},
+    )
+
+    with pytest.raises(
+        ValidationError,
+        match=r"acme-types 1\.0 .*annotation of Config_ names 'Tensor'.*outside `if TYPE_CHECKING`",
+    ):
+        TrainerConfig(callbacks=[{"name": "type_only"}])
+    (entry,) = manifest().of("nshtrainer.callbacks")["type_only"]
+    assert (callback_registry.state(entry).kind, callback_registry.state(entry).stage) == (
+        "broken",
+        "type",
+    )
+
+
+def test_no_plugin_is_imported_before_its_name_is_used(many_broken: Path):
     """Validating `name: good` leaves only that plugin's module in `sys.modules`."""
     done = run(
         """
@@ -148,19 +215,19 @@ def test_no_plugin_is_imported_before_its_name_is_used(twenty_broken: Path):
         after = sorted(m for m in sys.modules if m.startswith(("broken_", "good_")))
         print(before, after)
         """,
-        twenty_broken,
+        many_broken,
     )
 
     assert done.stdout.split("\n")[0] == "[] ['good_plugin']", done.stderr
 
 
-def test_strict_mode_turns_a_broken_plugin_into_an_exception(twenty_broken: Path):
+def test_strict_mode_turns_a_broken_plugin_into_an_exception(many_broken: Path):
     """`NSHTRAINER_PLUGINS_STRICT=1` raises where otherwise the state is recorded."""
     code = """
         from nshtrainer import TrainerConfig
         TrainerConfig(callbacks=[{"name": "raises"}])
         """
-    done = run(code, twenty_broken, NSHTRAINER_PLUGINS_STRICT="1")
+    done = run(code, many_broken, NSHTRAINER_PLUGINS_STRICT="1")
 
     assert done.returncode == 1
     assert "PluginLoadError: 'raises' of broken-raises 1.0" in done.stderr
@@ -251,6 +318,102 @@ def test_a_re_export_and_a_decorator_on_the_same_class_are_no_clash(tmp_path: Pa
     assert done.stdout.splitlines() == ["True", "4"], done.stderr
 
 
+RE_EXPORTS = {
+    "plain": ("acme.config:AcmeConfig", ""),
+    "blanks and extras": ("acme.config : AcmeConfig [gpu]", ""),
+    "re-export": ("acme:AcmeConfig", "from .config import AcmeConfig"),
+    "other name": ("acme:Acme", "from .config import AcmeConfig as Acme"),
+    "on demand": (
+        "acme:AcmeConfig",
+        "def __getattr__(name):\n    from . import config\n    return getattr(config, name)",
+    ),
+}
+"""What an entry point may look like that names `acme.config:AcmeConfig`, and `acme/__init__.py`."""
+
+
+@pytest.fixture(params=RE_EXPORTS.values(), ids=RE_EXPORTS.keys())
+def acme(request: pytest.FixtureRequest, nshtrainer_plugins: PluginEnvironment) -> ModuleType:
+    """The module `acme.config` of an installed plugin: imported, its class registered."""
+    value, init = request.param
+    source = GOOD.replace(
+        "CallbackConfigBase, TrainerConfig", "CallbackConfigBase, callback_registry"
+    )
+    nshtrainer_plugins.fake_distribution(
+        "acme",
+        {"nshtrainer.callbacks": {"good": value}},
+        modules={
+            "acme": init,
+            "acme.config": source.replace("class Good", "@callback_registry.register\nclass Acme"),
+        },
+    )
+    return importlib.import_module("acme.config")
+
+
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_a_switched_off_plugin_that_was_imported_stays_off(
+    acme: ModuleType, monkeypatch: pytest.MonkeyPatch, is_loaded: bool
+):
+    """Deny wins, however the entry point names the class that a decorator has registered."""
+    assert not is_loaded or callback_registry["good"] is acme.AcmeConfig
+    monkeypatch.setenv("NSHTRAINER_DISABLE_PLUGINS", "acme")
+
+    for entry in ({"name": "good"}, acme.AcmeConfig()):
+        with pytest.raises(ValidationError, match="'good' of acme is switched off"):
+            TrainerConfig(callbacks=[entry])
+
+
+def test_ones_own_class_may_take_the_place_of_a_switched_off_plugin(
+    acme: ModuleType, monkeypatch: pytest.MonkeyPatch
+):
+    """Only the plugin's class is off: the name is free for another."""
+    monkeypatch.setenv("NSHTRAINER_DISABLE_PLUGINS", "acme")
+    callback_registry.unregister("good")
+
+    @callback_registry.register
+    class Mine(CallbackConfigBase):
+        name: Literal["good"] = "good"
+
+    assert type(TrainerConfig(callbacks=[{"name": "good"}]).callbacks[0]) is Mine
+
+
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_a_reloaded_plugin_does_not_clash_with_itself(acme: ModuleType, is_loaded: bool):
+    """The newest class counts, however the entry point names it; instances of the old one go over."""
+    old = callback_registry["good"] if is_loaded else acme.AcmeConfig
+    held = old(strength=7)
+    acme = importlib.reload(acme)
+
+    config = TrainerConfig(callbacks=[held, {"name": "good"}])
+
+    assert callback_registry["good"] is acme.AcmeConfig is not old
+    assert [type(c) for c in config.callbacks] == [acme.AcmeConfig] * 2
+    assert config.callbacks[0].strength == 7
+    assert callback_registry.entry_of(acme.AcmeConfig).dist == "acme"
+
+
+def test_a_plugin_that_was_mended_is_usable_without_a_restart(
+    nshtrainer_plugins: PluginEnvironment,
+):
+    """Registering a class of the name again makes the registry look at the plugin again."""
+    wrong, right = BROKEN_MODULES["type_only"], "from torch import Tensor"
+    module = wrong.replace("class", "@callback_registry.register\nclass", 1)
+    module = module.replace(
+        "import CallbackConfigBase", "import CallbackConfigBase, callback_registry"
+    )
+    nshtrainer_plugins.fake_distribution(
+        "acme-types",
+        {"nshtrainer.callbacks": {"type_only": "acme_types:Config_"}},
+        modules={"acme_types": module},
+    )
+    assert "type_only" not in callback_registry
+    mended = module.replace(f"    {right}", "    pass\nTensor = int")
+    (nshtrainer_plugins.folder / "acme_types.py").write_text(mended + "  # longer")
+    nshtrainer_plugins.refresh()
+    importlib.reload(sys.modules["acme_types"])
+
+    assert callback_registry["type_only"](start=3).start == 3
+
+
 @pytest.mark.parametrize(
     ("env", "usable"),
     [
@@ -325,6 +488,59 @@ def test_a_switch_that_names_nothing_warns_with_the_nearest_name(tmp_path: Path)
     assert warning in switched.stderr
 
 
+@pytest.mark.parametrize(
+    ("switch", "warning"),
+    [
+        ("good", "NSHTRAINER_PREFER has 'good', which is no pair; write NAME=DISTRIBUTION"),
+        ("god=good-plugin", "NSHTRAINER_PREFER names 'god', which no installed plugin provides; "
+                            "did you mean 'good'?"),
+        ("good=bad-plugin", "NSHTRAINER_PREFER takes 'good' from 'bad-plugin', which does not provide "
+                            "it; good-plugin does"),
+        ("good=Good_Plugin", None),
+    ],
+)  # fmt: skip
+def test_a_preference_that_prefers_nothing_warns(
+    nshtrainer_plugins: PluginEnvironment,
+    monkeypatch: pytest.MonkeyPatch,
+    switch: str,
+    warning: str | None,
+):
+    """From the environment and from the config: what is no pair, and a name or place nobody knows."""
+    nshtrainer_plugins.fake_distribution(
+        "good-plugin",
+        {"nshtrainer.callbacks": {"good": "good_plugin:GoodConfig"}},
+        modules={"good_plugin": GOOD},
+    )
+    monkeypatch.setenv("NSHTRAINER_PREFER", switch)
+    name, _, dist = switch.partition("=")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        _warn_about_unknown_switches(manifest())
+        TrainerConfig(plugins={"prefer": {name: dist}})
+
+    said = [str(w.message) for w in caught]
+    expected = [] if warning is None else [warning]
+    assert said == expected + [w.replace("NSHTRAINER_PREFER", "`plugins.prefer`") for w in expected]
+
+
+def test_a_distribution_without_hooks_that_should_add_defaults_warns(
+    nshtrainer_plugins: PluginEnvironment,
+):
+    """`plugins.defaults` names a distribution; what was registered by hand counts too."""
+    nshtrainer_plugins.fake_distribution(
+        "acme-hooks", {"nshtrainer.plugins": {"acme": "acme_hooks"}}, modules={"acme_hooks": ""}
+    )
+    plugin_manager.register(ModuleType("by_hand"), "by_hand")
+    try:
+        TrainerConfig(plugins={"defaults": ["Acme_Hooks", "by-hand"]})
+        with pytest.warns(
+            match="`plugins.defaults` names 'acme-hook', .*with hooks; did you mean 'acme-hooks'"
+        ):
+            TrainerConfig(plugins={"defaults": ["acme-hook"]})
+    finally:
+        plugin_manager.unregister("by_hand")
+
+
 def test_a_plugin_made_for_another_core_says_which_side_to_upgrade(tmp_path: Path):
     """When it fails and its requirement on the core is not met, that is the message."""
     (tmp_path / "old_plugin.py").write_text("from nshtrainer import SomethingThatIsGone")
@@ -350,10 +566,6 @@ def test_a_plugin_made_for_another_core_says_which_side_to_upgrade(tmp_path: Pat
 
 def test_required_plugins_are_checked_when_the_config_is_read():
     """`plugins.require` names the distribution and the command."""
-    from pydantic import ValidationError
-
-    from nshtrainer import TrainerConfig
-
     assert TrainerConfig(plugins={"require": ["nshtrainer-core>=0.0.1"]})
     with pytest.raises(
         ValidationError, match=r"requires acme-callbacks, which is not installed: pip install"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy as copies
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch.callbacks import Callback
 
-from nshtrainer.errors import ConfigError
+from nshtrainer.errors import ConfigError, PluginContractError
 from nshtrainer.plugins.hooks import plugin_manager
 from nshtrainer.plugins.policy import normalized, using_policy
+from nshtrainer.runtime.events import name_culprit
 from nshtrainer.trainer.config import SLOTS, TrainerConfig
 
 from .base import CallbackConfigBase, CallbackMetadataConfig, metadata_of
@@ -82,6 +86,8 @@ def resolve_callbacks(
     Raises:
         pydantic.ValidationError: Something that was put into *config* does not fit.
         ConfigError: Two callbacks cannot stand side by side, or a plugin finds a conflict.
+        PluginContractError: A configuration's `create_callbacks` gives something else than callbacks;
+            what it raises comes as it is, with a note that says which configuration it was.
     """
     config = config.revalidated() if copy else config
     with using_policy(config.plugins):
@@ -99,14 +105,32 @@ def _add_plugin_defaults(config: TrainerConfig) -> None:
     wanted = {normalized(dist) for dist in config.plugins.defaults}
     if not wanted:
         return
-    found = plugin_manager.call("nshtrainer_default_callbacks", only=wanted, config=config)
+    for call in plugin_manager.each("nshtrainer_default_callbacks", only=wanted):
+        own = copies.deepcopy(config, {id(config.run): config.run})
+        with plugin_manager.guarding(call):
+            added = _addable(call.dist, call(config=own), config)
+            config.callbacks = [*config.callbacks, *added]
+            for held in added:
+                log.info("%s adds the callback %s", call.dist, held.identity)
+
+
+def _addable(dist: str, result: Any, config: TrainerConfig) -> list[CallbackConfigBase]:
+    """The callbacks that *dist* wants to add, without those that *config* has already.
+
+    Raises:
+        TypeError: Something else than configurations was returned.
+    """
+    if isinstance(result, CallbackConfigBase) or not isinstance(result, Iterable | None):
+        raise TypeError(f"it returned {result!r:.80}, not a list of callback configurations")
     have = {c.identity for c in _configs(config)}
-    for dist, configs in found:
-        for added in configs or ():
-            if added.identity not in have:
-                have.add(added.identity)
-                config.callbacks = [*config.callbacks, added.replace(added_by=dist)]
-                log.info("%s adds the callback %s", dist, added.identity)
+    added: list[CallbackConfigBase] = []
+    for held in cast("Iterable[Any]", result or ()):
+        if not isinstance(held, CallbackConfigBase):
+            raise TypeError(f"it returned {held!r:.80} among the callback configurations")
+        if held.identity not in have:
+            have.add(held.identity)
+            added.append(held.replace(added_by=dist))
+    return added
 
 
 def _configs(config: TrainerConfig) -> Iterator[CallbackConfigBase]:
@@ -118,15 +142,33 @@ def _configs(config: TrainerConfig) -> Iterator[CallbackConfigBase]:
 def _from_config(config: TrainerConfig) -> Iterator[_Item]:
     for slot in SLOTS:
         if (held := cast("CallbackConfigBase | None", getattr(config, slot))) is not None:
-            yield from (_Item(c, f"the slot `{slot}`", 0) for c in held.build(config))
+            yield from _built(held, config, f"the slot `{slot}`", 0)
     for logger in config.loggers:
         if logger.enabled:
-            for companion in logger.companions(config):
-                source = f"the logger {getattr(logger, 'name', '')!r}"
-                yield from (_Item(c, source, 0) for c in companion.build(config))
+            source = f"the logger {getattr(logger, 'name', '')!r}"
+            with _naming(source):
+                companions = list(logger.companions(config))
+            for companion in companions:
+                yield from _built(companion, config, source, 0)
     for index, held in enumerate(config.callbacks):
-        source = f"callbacks[{index}] ({held.identity})"
-        yield from (_Item(c, source, 1) for c in held.build(config))
+        yield from _built(held, config, f"callbacks[{index}] ({held.identity})", 1)
+
+
+def _built(held: CallbackConfigBase, config: TrainerConfig, source: str, rank: int) -> list[_Item]:
+    with _naming(source):
+        return [_Item(callback, source, rank) for callback in held.build(config)]
+
+
+@contextlib.contextmanager
+def _naming(source: str) -> Generator[None]:
+    """Say that it was *source*, whatever is raised inside the block."""
+    try:
+        yield
+    except PluginContractError as error:
+        raise PluginContractError(f"{source}: {error}") from error
+    except Exception as error:
+        name_culprit(error, f"raised while the callbacks of {source} were made")
+        raise
 
 
 def _key(callback: Callback) -> str | None:
@@ -190,18 +232,38 @@ def _without_ignored(items: list[_Item]) -> list[_Item]:
 
 def _modified_by_plugins(config: TrainerConfig, callbacks: list[Callback]) -> list[Callback]:
     for call in plugin_manager.each("nshtrainer_modify_callbacks"):
-        changed = list(callbacks)
-        try:
+        with plugin_manager.guarding(call):  # its changes are dropped, the run goes on
+            changed = list(callbacks)
             result = call(config=config, callbacks=changed)
             changed = changed if result is None else list(result)
-            if strangers := [c for c in changed if not isinstance(c, Callback)]:
-                raise TypeError(f"it put {strangers[0]!r} among the callbacks, which is none")  # noqa: TRY301
-        except Exception as error:  # noqa: BLE001 -- its changes are dropped, the run goes on
-            plugin_manager.failed(call, error)
-            continue
-        _log_changes(call.dist, callbacks, changed)
-        callbacks = changed
+            _check_changed(callbacks, changed)
+            _log_changes(call.dist, callbacks, changed)
+            callbacks = changed
     return callbacks
+
+
+def _check_changed(before: list[Callback], after: list[Callback]) -> None:
+    """Find what Lightning would refuse later, when nobody knows any more who did it.
+
+    Raises:
+        TypeError: Something in *after* is no callback.
+        ValueError: A callback, or the key of one's state, stands there twice.
+    """
+    if strangers := [c for c in after if not isinstance(c, Callback)]:  # pyright: ignore[reportUnnecessaryIsInstance] -- a plugin's list
+        raise TypeError(f"it put {strangers[0]!r} among the callbacks, which is none")
+    had = Counter(map(_mark, before))
+    for mark, count in Counter(map(_mark, after)).items():
+        if count > max(1, had[mark]):
+            twice = next(c for c in after if _mark(c) == mark)
+            key = f" (its state has the key {mark!r})" if isinstance(mark, str) else ""
+            raise ValueError(
+                f"it put {type(twice).__name__} in twice{key}; a trainer takes each callback once"
+            )
+
+
+def _mark(callback: Callback) -> str | int:
+    """What only one callback of a trainer may have: the key of its state, else itself."""
+    return _key(callback) or id(callback)
 
 
 def _log_changes(dist: str, before: list[Callback], after: list[Callback]) -> None:

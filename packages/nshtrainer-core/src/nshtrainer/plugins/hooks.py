@@ -6,10 +6,11 @@ own loader would let the first broken plugin end the loop, and its multi-call th
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import threading
-from collections.abc import Container, Iterator
+from collections.abc import Container, Generator, Iterator
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
@@ -22,7 +23,7 @@ from nshtrainer.spelling import nearest
 
 from .loading import failed, load_object
 from .manifest import HOOKS, Entry, manifest
-from .policy import active_policy, is_strict
+from .policy import active_policy, is_strict, normalized
 from .state import PluginState
 
 __all__ = ["HookCall", "HookManager", "hookimpl", "plugin_manager"]
@@ -103,6 +104,12 @@ class HookManager:
         callers = self.pluggy.get_hookcallers(plugin) if plugin is not None else None
         return sorted(c.name for c in callers or ())
 
+    def distributions(self) -> set[str]:
+        """Distributions that have hook modules, and the names under which hooks were registered."""
+        entries = {entry.dist for found in manifest().of(HOOKS).values() for entry in found}
+        by_hand = {n for n, _ in self.pluggy.list_name_plugin() if n not in self._entries}
+        return entries | by_hand
+
     def each(self, hook: str, only: Container[str] | None = None) -> Iterator[HookCall]:
         """The usable implementations of *hook*, in the order of their plugins' names.
 
@@ -115,7 +122,9 @@ class HookManager:
         for name in sorted(n for p in plugins if (n := self.pluggy.get_name(p)) is not None):
             entry = self._entries.get(name)
             dist = entry.dist if entry else name
-            if (only is not None and dist not in only) or (entry and self._disabled_by(entry)):
+            if only is not None and dist not in only and normalized(dist) not in only:
+                continue
+            if entry and self._disabled_by(entry):
                 continue
             mine = self.pluggy.get_plugin(name)
             if any(c.name == hook for c in self.pluggy.get_hookcallers(mine) or ()):
@@ -135,30 +144,45 @@ class HookManager:
         """
         results: list[tuple[str, Any]] = []
         for call in self.each(hook, only):
-            try:
+            with self.guarding(call):
                 results.append((call.dist, call(**arguments)))
-            except Exception as error:  # noqa: BLE001 -- one plugin's fault is not another's
-                self.failed(call, error)
         return results
 
-    def failed(self, call: HookCall, error: Exception) -> None:
+    @contextlib.contextmanager
+    def guarding(self, call: HookCall) -> Generator[None]:
+        """Whatever is raised inside the block is reported as the fault of *call*, and goes no further.
+
+        `KeyboardInterrupt` alone passes; `sys.exit` in a hook does not end the program.
+
+        Raises:
+            PluginLoadError: A plugin failed and `NSHTRAINER_PLUGINS_STRICT` is set.
+        """
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 -- one plugin's fault is not another's
+            self.failed(call, error)
+
+    def failed(self, call: HookCall, error: BaseException) -> None:
         """Record and log that a plugin raised *error* in a hook.
 
         Raises:
             PluginLoadError: `NSHTRAINER_PLUGINS_STRICT` is set.
         """
+        said = str(error) if isinstance(error, Exception) else repr(error)
         log.warning(
             "plugin %s failed in %s and is left out: %s",
             call.dist,
             call.hook,
-            error,
+            said,
             exc_info=error,
         )
         for entry in self._entries.values():
             if entry.dist == call.dist:
                 self._states[entry] = failed(entry, "call", error)
         if is_strict():
-            raise PluginLoadError(f"plugin {call.dist} failed in {call.hook}: {error}") from error
+            raise PluginLoadError(f"plugin {call.dist} failed in {call.hook}: {said}") from error
 
     def _load_all(self) -> None:
         with self._lock:
@@ -203,11 +227,30 @@ class HookManager:
                 raise PluginContractError(
                     f"{name!r} is not marked; decorate it with @nshtrainer.hookimpl"
                 )
+            _check_is_called(name, member)
             kinds = {p.kind for p in inspect.signature(member).parameters.values()}
             if inspect.Parameter.KEYWORD_ONLY in kinds:
                 raise PluginContractError(
                     f"{name!r} has keyword-only arguments, which a hook cannot have; remove the `*`"
                 )
+
+
+def _check_is_called(name: str, member: Any) -> None:
+    """Refuse what a call does not run: a coroutine, or a generator that nobody goes through."""
+    if inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member):
+        raise PluginContractError(
+            f"{name!r} is an `async def`, which nobody awaits; write a plain `def`"
+        )
+    options: dict[str, Any] = member.nshtrainer_impl
+    is_wrapper = options.get("wrapper") or options.get("hookwrapper")
+    if inspect.isgeneratorfunction(member) and name not in _MAY_YIELD and not is_wrapper:
+        raise PluginContractError(
+            f"{name!r} has a `yield`, so that calling it would run nothing of it; use `return`"
+        )
+
+
+_MAY_YIELD = {"nshtrainer_default_callbacks"}
+"""Hooks whose result is gone through, so that a generator is run."""
 
 
 def _key(entry: Entry) -> str:

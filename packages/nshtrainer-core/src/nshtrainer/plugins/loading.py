@@ -44,23 +44,26 @@ def load_object(entry: Entry) -> Any | PluginState:
     """
     if not entry.has_valid_name:
         return failed(entry, "name", ValueError(f"{entry.name!r} is not made of a-z, 0-9 and _"))
-    module_name, _, attribute = entry.value.partition("[")[0].strip().partition(":")
+    module_name, _, attribute = entry.target.partition(":")
+    stage = "import"
     try:
         with loading():
-            found: Any = importlib.import_module(module_name.strip())
+            found: Any = importlib.import_module(module_name)
+            stage = "attribute"
+            for part in attribute.split(".") if attribute else ():
+                found = getattr(
+                    found, part
+                )  # may import too: a module's `__getattr__` is the plugin's
     except PluginUnavailable as error:
         return PluginState(
             "unavailable",
             f"{entry.name!r} of {entry.dist} {entry.version} is not usable here: {error}",
             error=error,
         )
-    except (Exception, SystemExit) as error:  # noqa: BLE001 -- a plugin may raise anything; only its user is hurt
-        return failed(entry, "import", error)
-    try:
-        for part in attribute.strip().split(".") if attribute else ():
-            found = getattr(found, part)
-    except AttributeError as error:
-        return failed(entry, "attribute", error)
+    except KeyboardInterrupt:
+        raise  # the user's, not the plugin's
+    except BaseException as error:  # noqa: BLE001 -- a plugin may raise anything; only its user is hurt
+        return failed(entry, stage if isinstance(error, AttributeError) else "import", error)
     return found
 
 

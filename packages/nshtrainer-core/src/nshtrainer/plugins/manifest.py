@@ -21,7 +21,7 @@ import importlib_metadata
 from typing_extensions import override
 
 from .catalogue import CORE
-from .policy import environment_policy, normalized
+from .policy import environment_policy, misdirected, normalized
 
 __all__ = [
     "CALLBACKS",
@@ -56,9 +56,15 @@ class Entry:
     )
 
     @property
+    def target(self) -> str:
+        """`module:qualname` of the object, without the extras and blanks that *value* may have."""
+        module, colon, qualname = self.value.partition("[")[0].partition(":")
+        return f"{module.strip()}{colon}{qualname.strip()}"
+
+    @property
     def class_name(self) -> str:
         """The last part of the object's name, without an import."""
-        return self.value.partition("[")[0].strip().rpartition(":")[2].rpartition(".")[2]
+        return self.target.rpartition(":")[2].rpartition(".")[2]
 
     @property
     def has_valid_name(self) -> bool:
@@ -97,6 +103,15 @@ class Manifest:
     def of(self, group: str) -> dict[str, tuple[Entry, ...]]:
         """Name -> entries of *group*; more than one where distributions clash."""
         return _by_name(self, group)
+
+    @property
+    def providers(self) -> dict[str, set[str]]:
+        """Every name that a config can use -> the distributions that provide it."""
+        found: dict[str, set[str]] = {}
+        for entry in self.entries:
+            if entry.group != HOOKS:
+                found.setdefault(entry.name, set()).add(entry.dist)
+        return found
 
     @property
     def digest(self) -> str:
@@ -203,6 +218,8 @@ def _warn_about_unknown_switches(found: Manifest) -> None:
             f"a NSHTRAINER_* switch names the plugin {name!r}, which is not installed{hint}",
             stacklevel=2,
         )
+    for problem in misdirected(environment_policy().prefer, found.providers):
+        warnings.warn(f"NSHTRAINER_PREFER {problem}", stacklevel=2)
 
 
 def _warn_about_monolith() -> None:

@@ -10,7 +10,8 @@ import contextlib
 import functools
 import os
 import re
-from collections.abc import Generator, Iterable
+import warnings
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,14 @@ from .catalogue import CORE
 if TYPE_CHECKING:
     from .manifest import Entry
 
-__all__ = ["PluginsConfig", "Policy", "active_policy", "is_strict", "using_policy"]
+__all__ = [
+    "PluginsConfig",
+    "Policy",
+    "active_policy",
+    "is_strict",
+    "misdirected",
+    "using_policy",
+]
 
 DISABLE = "NSHTRAINER_DISABLE_PLUGINS"
 ALLOW = "NSHTRAINER_PLUGINS"
@@ -65,6 +73,35 @@ class PluginsConfig(Config):
                 check_requirement(requirement)
         return value
 
+    @field_validator("prefer")
+    @classmethod
+    def _is_provided(cls, value: dict[str, str]) -> dict[str, str]:
+        if value:
+            from .manifest import manifest
+
+            for problem in misdirected(value, manifest().providers):
+                # Level 1: a config is validated several times, and is warned of once.
+                warnings.warn(f"`plugins.prefer` {problem}", stacklevel=1)
+        return value
+
+    @field_validator("defaults")
+    @classmethod
+    def _has_hooks(cls, value: list[str]) -> list[str]:
+        if value:
+            from .hooks import plugin_manager
+
+            known = {normalized(dist): dist for dist in plugin_manager.distributions()}
+            for dist in value:
+                if normalized(dist) not in known:
+                    close = nearest(normalized(dist), known)
+                    hint = f"; did you mean {known[close]!r}?" if close else ""
+                    warnings.warn(
+                        f"`plugins.defaults` names {dist!r}, which is no installed distribution "
+                        f"with hooks{hint}",
+                        stacklevel=1,
+                    )
+        return value
+
 
 class Policy:
     """Decides whether an entry may be used; immutable."""
@@ -103,6 +140,31 @@ class Policy:
         all_known = sorted({normalized(k) for k in known} | {CORE})
         used = (self.disable | (self.allow or frozenset())) - {"*"}
         return [(n, nearest(n, all_known)) for n in sorted(used - set(all_known))]
+
+
+def misdirected(
+    prefer: Mapping[str, str], providers: Mapping[str, Collection[str]]
+) -> Iterator[str]:
+    """What is the matter with the pairs of a `prefer` switch, in words that follow its name.
+
+    Args:
+        prefer: Name -> the distribution to take it from.
+        providers: Name -> the distributions that provide it.
+    """
+    known = {normalized(name): (name, dists) for name, dists in providers.items()}
+    for name, dist in prefer.items():
+        if not (name.strip() and dist.strip()):
+            text = name.strip() or f"={dist}"
+            yield f"has {text!r}, which is no pair; write NAME=DISTRIBUTION"
+        elif normalized(name) not in known:
+            close = nearest(normalized(name), known)
+            hint = f"; did you mean {known[close][0]!r}?" if close else ""
+            yield f"names {name!r}, which no installed plugin provides{hint}"
+        elif normalized(dist) not in map(normalized, dists := known[normalized(name)][1]):
+            yield (
+                f"takes {name!r} from {dist!r}, which does not provide it; "
+                f"{' and '.join(sorted(dists))} does"
+            )
 
 
 def _split(value: str) -> list[str]:
