@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from pydantic import Field, ValidationError, model_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    computed_field,
+    field_validator,
+    model_validator,
+)
 
 from nshtrainer import (
     CallbackConfigBase,
@@ -64,6 +71,43 @@ class Outer(Config):
         if self.high is not None and self.low > self.high:
             raise ValueError("`low` is above `high`; exchange them")
         return self
+
+
+class Odd(Config):
+    """What pydantic allows in a configuration, and a third party may use."""
+
+    lr: float = Field(0.1, alias="learningRate")
+    """Has another name outside."""
+
+    hidden: int = Field(1, exclude=True)
+    """Stands in no file."""
+
+    secret: SecretStr = SecretStr("")
+    """Does not show itself."""
+
+    checked: int = 0
+    """Has a validator with a mistake."""
+
+    @computed_field
+    @property
+    def double(self) -> float:
+        """Is no field."""
+        return 2 * self.lr
+
+    @field_validator("checked")
+    @classmethod
+    def _look_up(cls, value: int) -> int:
+        return {0: 0}[value]
+
+
+class HoldsOdd(Config):
+    """Such configurations further inside."""
+
+    odd: Odd = Field(default_factory=Odd)
+    """One."""
+
+    many: dict[str, list[Odd]] = Field(default_factory=dict)
+    """More."""
 
 
 # ---- as a value --------------------------------------------------------------------------------
@@ -144,6 +188,50 @@ def test_the_string_below_a_field_is_its_description(cls: type[Config]):
 # ---- as a file ---------------------------------------------------------------------------------
 
 
+def test_a_field_with_an_alias_is_read_under_both_names():
+    """And changed under both; it is written under its own."""
+    made = HoldsOdd.model_validate({"odd": {"learningRate": 3}})
+
+    assert made == HoldsOdd.model_validate({"odd": {"lr": 3}})
+    assert made.revalidated() == made
+    assert made.odd.replace(learningRate=4).lr == made.odd.replace(lr=4).lr == 4
+    assert MetricConfig(name="a", mode="min").replace(monitor="b").name == "b"
+    assert "lr: 3.0" in made.to_text()
+    assert "learningRate" not in made.to_text()
+    assert {"lr", "learningRate"} <= Odd.model_json_schema()["properties"].keys()
+
+
+@pytest.mark.parametrize("format_", ["yaml", "json", "toml"])
+def test_what_is_computed_is_in_no_file(format_: str):
+    """So the file can be read again."""
+    made = HoldsOdd.model_validate({"odd": {"lr": 3}, "many": {"a": [{"lr": 4}]}})
+
+    assert "double" not in made.to_text(format_)
+    assert HoldsOdd.from_text(made.to_text(format_), format_) == made
+
+
+def test_a_hidden_field_survives_a_new_validation():
+    """However deep it is: `revalidated` and `replace` give an equal configuration; a file has none."""
+    hides = Odd(hidden=5)
+    made = HoldsOdd(odd=hides, many={"a": [hides, Odd()]})
+    again = made.revalidated()
+
+    assert again == made.replace() == made
+    assert again.many["a"][0] is not hides
+    assert again.odd.hidden == again.many["a"][0].hidden == 5
+    assert "hidden" not in made.to_text()
+
+
+@pytest.mark.parametrize("format_", ["yaml", "json", "toml"])
+def test_a_secret_type_is_redacted_in_every_file(format_: str):
+    """With the words that stand for every secret; one that is empty stays empty."""
+    text = HoldsOdd(odd=Odd(secret=SecretStr("hunter2")), many={"a": [Odd()]}).to_text(format_)
+
+    assert text.count("[redacted]") == 1
+    assert "hunter2" not in text
+    assert "***" not in text
+
+
 @pytest.mark.parametrize("suffix", [".yaml", ".yml", ".json", ".toml", ".YAML"])
 def test_the_suffix_names_the_format(tmp_path: Path, suffix: str):
     """What is written to a file is what is read from it; folders are made."""
@@ -166,6 +254,50 @@ def test_an_unknown_suffix_is_refused_before_anything_is_touched(tmp_path: Path,
         ):
             attempt()
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"), [(".yaml", "seed: 3"), (".json", '{"seed": 3}'), (".toml", "seed = 3")]
+)
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, suffix: str, text: str):
+    """Some editors of Windows write one."""
+    path = tmp_path / f"run{suffix}"
+    path.write_text(text, encoding="utf-8-sig")
+
+    assert TrainerConfig.from_file(path).seed == 3
+
+
+def test_a_path_that_cannot_be_is_a_config_file_error(tmp_path: Path):
+    """A NUL, or a file where a folder is needed, to read from and to write to."""
+    (tmp_path / "file").touch()
+
+    with pytest.raises(ConfigFileError, match=r"a\\x00.yaml': cannot be read: embedded null"):
+        TrainerConfig.from_file("a\0.yaml")
+    with pytest.raises(ConfigFileError, match=r"a\\x00.yaml': cannot be written: embedded null"):
+        TrainerConfig().to_file(tmp_path / "a\0.yaml")
+    with pytest.raises(ConfigFileError, match=r"run\.yaml: cannot be written: "):
+        TrainerConfig().to_file(tmp_path / "file" / "run.yaml")
+
+
+def test_a_validator_that_fails_is_told_with_file_and_place(tmp_path: Path):
+    """A third party's mistake is one clear error too; its own exception is the cause."""
+    path = tmp_path / "run.yaml"
+    path.write_text("checked: 7")
+
+    with pytest.raises(
+        ConfigFileError, match=r"run\.yaml: a plugin raised KeyError: 7 \("
+    ) as caught:
+        Odd.from_file(path)
+    assert "in _look_up" in str(caught.value)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_redacted_value_that_no_longer_fits_says_so():
+    """Records of runs hold `[redacted]` for a secret; where that is no number, a person must act."""
+    with pytest.raises(
+        ConfigFileError, match=r"line 1, checked: the value was a secret .* put it in"
+    ):
+        Odd.from_text("checked: '[redacted]'")
 
 
 def test_a_missing_file_is_also_a_file_not_found_error(tmp_path: Path):

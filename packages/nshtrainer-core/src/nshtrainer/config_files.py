@@ -6,24 +6,27 @@ import io
 import json
 import reprlib
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticSerializationError
+from pydantic_core import PydanticSerializationError, to_json
 
-from .config import Config
-from .errors import ConfigFileError
+from .config import Config, values_beside
+from .errors import ConfigFileError, NshTrainerError
 
 __all__ = [
     "ConfigFileNotFoundError",
+    "as_data",
     "load_data",
     "load_mapping",
     "parse",
     "read",
     "read_text",
     "render",
+    "validated",
     "write",
 ]
 
@@ -35,8 +38,8 @@ class ConfigFileNotFoundError(ConfigFileError, FileNotFoundError):
     """The configuration file does not exist."""
 
 
-def format_of(path: Path) -> str:
-    """The format that the suffix of *path* names.
+def format_of(path: Path, source: str | None = None) -> str:
+    """The format that the suffix of *path* names; *source* is what errors call it.
 
     Raises:
         ConfigFileError: The suffix is not one of ours.
@@ -45,7 +48,7 @@ def format_of(path: Path) -> str:
         return _FORMATS[path.suffix.lower()]
     except KeyError:
         raise ConfigFileError(
-            f"{path}: the suffix {path.suffix!r} names no known format; expected one of "
+            f"{source or path}: the suffix {path.suffix!r} names no known format; expected one of "
             f"{', '.join(_FORMATS)}; rename the file"
         ) from None
 
@@ -60,28 +63,61 @@ def parse(cls: type[C], text: str, format_: str, *, source: str) -> C:
     """Read *text* as a *cls*; *source* names it in errors."""
     data = load_mapping(text, format_, source=source)
     data.pop("$schema", None)
+    return validated(cls, data, lambda error: describe(error, source, text, format_), source)
+
+
+def validated(
+    cls: type[C], data: Any, describe: Callable[[ValidationError], str], source: str
+) -> C:
+    """*data* as a *cls*; *describe* puts pydantic's error into words, *source* names the file.
+
+    Raises:
+        ConfigFileError: It does not fit, or a validator of a plugin fails.
+    """
     try:
         return cls.model_validate(data)
     except ValidationError as error:
-        raise ConfigFileError(describe(error, source, text, format_)) from error
+        raise ConfigFileError(describe(error)) from error
+    except (NshTrainerError, Warning):  # ours; a warning that a test made an error
+        raise
+    except Exception as error:
+        raise ConfigFileError(
+            f"{source}: a plugin raised {type(error).__name__}: {error} ({_origin(error)}); report it "
+            "to the plugin's author, or give the field that it checks another value"
+        ) from error
 
 
-def read_text(path: Path) -> str:
-    """The text of *path*.
+def _origin(error: Exception) -> str:
+    """The innermost line of Python that *error* passed: pydantic's own are not Python."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(last.filename).name}, line {last.lineno}, in {last.name}"
+
+
+def read_text(path: Path, source: str | None = None) -> str:
+    """The text of *path*; *source* is what errors call it.
 
     Raises:
         ConfigFileError: It is missing, unreadable or not UTF-8.
     """
+    source = source or str(path)
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise ConfigFileNotFoundError(f"{path}: there is no such file") from None
+        raise ConfigFileNotFoundError(f"{source}: there is no such file") from None
     except UnicodeDecodeError as error:
         raise ConfigFileError(
-            f"{path}: not a text file in UTF-8 (byte {error.start}); save it as UTF-8"
+            f"{source}: not a text file in UTF-8 (byte {error.start}); save it as UTF-8"
         ) from None
-    except OSError as error:
-        raise ConfigFileError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ConfigFileError(f"{_printable(source)}: cannot be read: {_reason(error)}") from error
+
+
+def _printable(path: str) -> str:
+    return path if path.isprintable() else repr(path)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return str(getattr(error, "strerror", None) or error)
 
 
 # ---- text to data ------------------------------------------------------------------------------
@@ -204,17 +240,29 @@ def _parser_message(error: Exception) -> str:
 # ---- errors ------------------------------------------------------------------------------------
 
 
-def describe(error: ValidationError, source: str, text: str = "", format_: str = "") -> str:
-    """One line for each problem in *error*: line in the file, field, what is wrong, what was given."""
+def describe(
+    error: ValidationError, source: str, text: str = "", format_: str = "", *, top: str = ""
+) -> str:
+    """One line for each problem in *error*: line in the file, field, what is wrong, what was given.
+
+    Args:
+        error: What pydantic says.
+        source: What to call the file.
+        text: What was read, for the numbers of lines.
+        format_: Its format.
+        top: The field whose value is the whole of *text*; "" if *text* has the fields.
+    """
     locate = _line_finder(text, format_)
     problems = error.errors(include_url=False, include_context=False)
     lines = [f"{source}: {len(problems)} problem{'s' if len(problems) > 1 else ''}"]
     for problem in problems:
         loc = problem["loc"]
-        line = locate(loc)
+        line = locate(loc[1:] if top and loc[:1] == (top,) else loc)
         where = f"line {line}, " if line else ""
         message = problem["msg"].removeprefix("Value error, ")
         given = problem["input"]
+        if _is_redacted(given):
+            message = "the value was a secret and was not written to the file; put it in again"
         shown = (
             ""
             if problem["type"] in {"missing", "extra_forbidden"}
@@ -223,6 +271,12 @@ def describe(error: ValidationError, source: str, text: str = "", format_: str =
         )
         lines.append(f"  {where}{dotted(loc)}: {message}{shown}")
     return "\n".join(lines)
+
+
+def _is_redacted(value: Any) -> bool:
+    from .run.redaction import REDACTED
+
+    return isinstance(value, str) and REDACTED in value
 
 
 def _short(value: Any) -> str:
@@ -282,16 +336,37 @@ def write(config: Config, path: Path) -> Path:
     from .files import atomic_write_text
 
     text = render(config, format_of(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(path, text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(path, text)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ConfigFileError(
+            f"{_printable(str(path))}: cannot be written: {_reason(error)}"
+        ) from error
     return path
+
+
+def as_data(config: Config) -> dict[str, Any]:
+    """*config* as the plain data that a file holds: names of fields, nothing that is computed.
+
+    pydantic hides the value of a secret type behind stars; `[redacted]` is what all our files say.
+    """
+    from pydantic import Secret, SecretBytes, SecretStr
+
+    data = config.model_dump(mode="json", by_alias=False, round_trip=True)
+    for holder, key, live in values_beside(config, data):
+        if isinstance(live, (Secret, SecretBytes, SecretStr)) and live.get_secret_value():
+            from .run.redaction import REDACTED
+
+            holder[key] = REDACTED
+    return data
 
 
 def render(config: Config, format_: str) -> str:
     """*config* as text; see `Config.to_text`."""
     writers: dict[str, Callable[[Config], str]] = {
-        "yaml": lambda c: dump_yaml(c.model_dump(mode="json")),
-        "json": lambda c: c.model_dump_json(indent=2) + "\n",
+        "yaml": lambda c: dump_yaml(as_data(c)),
+        "json": lambda c: to_json(as_data(c), indent=2, inf_nan_mode="strings").decode() + "\n",
         "toml": _dump_toml,
     }
     if format_ not in writers:
@@ -312,7 +387,7 @@ def render(config: Config, format_: str) -> str:
 def _dump_toml(config: Config) -> str:
     import tomli_w
 
-    return tomli_w.dumps(_without_null(config, config.model_dump(mode="json"), ()))
+    return tomli_w.dumps(_without_null(config, as_data(config), ()))
 
 
 def dump_yaml(data: Any) -> str:

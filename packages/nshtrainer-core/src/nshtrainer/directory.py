@@ -24,11 +24,20 @@ def _folder_name(value: str) -> str:
     return value
 
 
+def _root(value: Path | None) -> Path | None:
+    if value is not None and "\0" in str(value):
+        raise PydanticCustomError(
+            "project_root", "{value} names no folder: it holds a NUL", {"value": repr(str(value))}
+        )
+    return value
+
+
 class DirectoryConfig(Config):
     """A run writes below `<project_root>/<logdir_basename>/<run id>`, made at the first write."""
 
-    project_root: Path | None = None
-    """Folder of the project; None is the working directory when the run starts. Made if missing."""
+    project_root: Annotated[Path | None, AfterValidator(_root)] = None
+    """Folder of the project; None is the working directory when the run starts. Made if missing; `~` is
+    the user's home."""
 
     logdir_basename: Annotated[str, AfterValidator(_folder_name)] = "nshtrainer_logs"
     """Name of the folder below the project root that holds all runs."""

@@ -110,6 +110,30 @@ def test_the_place_is_below_the_run_and_made_at_the_first_record(tmp_path: Path)
     assert not (tmp_path / "unused").exists()
 
 
+@pytest.mark.parametrize("kind", ["csv", "tensorboard"])
+@pytest.mark.parametrize(
+    "name", ["..", "../../..", "/x/y", "a" * 400, "\N{GRINNING FACE}" * 200, "con", "a\nb", " . "]
+)
+def test_a_name_never_leads_out_of_the_runs_folder(tmp_path: Path, name: str, kind: str):
+    """Whatever a person calls a run, it is one folder of a length that every system takes."""
+    pytest.importorskip(kind, reason="the extra tensorboard is not installed")
+    run = {"id": "r1", "name": name, "directory": {"project_root": tmp_path}, "callbacks": []}
+    config = TrainerConfig.model_validate({**run, "loggers": [{"name": kind}]})
+    made = config.loggers[0].create_logger(config)
+    assert made is not None
+    made.log_metrics({"a": 1.0}, step=0)
+    made.finalize("success")
+
+    written = {p.parent for p in tmp_path.rglob("*") if p.is_file()}
+    assert written
+    below = config.run.directory.root / "log" / kind
+    for folder in written:
+        between, last = folder.relative_to(below).parts
+        assert last == "r1"
+        assert between not in (".", "..", "con")
+        assert len(between.encode()) <= 120
+
+
 @pytest.mark.parametrize("bad", [0, -1, True, "5", 1.5])
 def test_a_number_of_rows_that_is_none_is_refused(bad: object):
     """When the configuration is made."""

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from nshtrainer import DirectoryConfig
 from nshtrainer.errors import ConfigError
 from nshtrainer.run.directory import RunDirectory
+from nshtrainer.run.run import Run
 
 
 def test_paths_follow_the_documented_form_and_create_nothing(tmp_path: Path):
@@ -90,3 +92,20 @@ def test_names_that_are_more_than_one_component_are_refused(tmp_path: Path, name
         RunDirectory(tmp_path, "abc", basename=name)
     with pytest.raises(ConfigError, match="leave it out"):
         RunDirectory(tmp_path, name)
+
+
+def test_a_tilde_is_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Found when the run writes, so that a file of a configuration fits every machine."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    directory = DirectoryConfig(project_root=Path("~/x"))
+
+    assert Run(directory, "abc").directory.root == tmp_path / "x" / "nshtrainer_logs" / "abc"
+    assert "~" in directory.to_text()
+    with pytest.raises(ConfigError, match="write the path without `~`"):
+        _ = Run(DirectoryConfig(project_root=Path("~no-such-user/x")), "abc").directory
+
+
+def test_a_root_that_no_system_takes_is_refused_by_the_config():
+    """A NUL is a mistake in whatever wrote the file."""
+    with pytest.raises(ValueError, match=r"project_root\n.*holds a NUL"):
+        DirectoryConfig(project_root=Path("a\0b"))

@@ -9,6 +9,7 @@ import pytest
 from nshtrainer.errors import ConfigError
 from nshtrainer.run.identity import (
     RUN_ID_VARIABLE,
+    folder_name,
     known_run_id,
     new_run_id,
     run_id_in_environment,
@@ -44,6 +45,26 @@ def test_seeding_neither_fixes_the_id_nor_is_disturbed():
 def test_ordinary_ids_are_allowed(run_id: str):
     """People may name their runs."""
     assert validate_run_id(run_id) == run_id
+
+
+@pytest.mark.parametrize(
+    ("text", "folder"),
+    [
+        ("", ""),
+        ("my run", "my run"),
+        ("lr=0.1/big: x", "lr=0.1_big_ x"),
+        ("..", "_"),
+        ("../a", ".._a"),
+        ("a. ", "a"),
+        ("con", "_con"),
+        ("b" * 300, "b" * 120),
+        ("\u00e9" * 100, "\u00e9" * 60),
+        ("a\x00\nb", "a__b"),
+    ],
+)
+def test_a_persons_text_becomes_one_folder(text: str, folder: str):
+    """Readable, of a length that every system takes, and never a way to somewhere else."""
+    assert folder_name(text) == folder
 
 
 @pytest.mark.parametrize(

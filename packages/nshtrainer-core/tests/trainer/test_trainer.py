@@ -5,20 +5,21 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from nshtrainer import Trainer, TrainerConfig
+from nshtrainer import CallbackConfigBase, ConfigError, Trainer, TrainerConfig, callback_registry
 from nshtrainer.testing import TinyDataModule, TinyModule
 from nshtrainer.trainer.config import SLOTS
 
@@ -130,8 +131,11 @@ def test_loggers_given_as_objects_join_the_configured_ones(tmp_path: Path):
     trainer = Trainer(config(tmp_path), logger=CSVLogger(tmp_path / "mine"))
     trainer.fit(TinyModule(), datamodule=TinyDataModule())
 
+    record = json.loads((trainer.config.run.directory.root / "run.json").read_text())
+
     assert len(trainer.loggers) == 2
     assert list((tmp_path / "mine").rglob("metrics.csv"))
+    assert record["objects"] == {"logger": "'CSVLogger'"}
 
 
 def test_loggers_are_sorted_by_priority_and_a_disabled_one_is_not_made(tmp_path: Path):
@@ -144,6 +148,19 @@ def test_loggers_are_sorted_by_priority_and_a_disabled_one_is_not_made(tmp_path:
     trainer = Trainer(config(tmp_path, loggers=loggers))
 
     assert [logger._prefix for logger in trainer.loggers] == ["high", "low"]
+
+
+@pytest.mark.parametrize("name", ["csv", "tensorboard"])
+def test_two_loggers_that_would_write_the_same_files_are_refused(tmp_path: Path, name: str):
+    """Also with prefixes; in folders of their own, or where one is switched off, they are fine."""
+    twice: list[dict[str, Any]] = [{"name": name, "prefix": "a"}, {"name": name, "prefix": "b"}]
+
+    with pytest.raises(ConfigError, match=rf"loggers\[0\] and loggers\[1\] are both '{name}'"):
+        Trainer(config(tmp_path, loggers=twice))
+    for harmless in ({"enabled": False}, {"log_dir": tmp_path / "own"}):
+        fine = TrainerConfig(loggers=[twice[0], {**twice[1], **harmless}])
+        pytest.importorskip(name, reason="the extra tensorboard is not installed")
+        assert Trainer(fine).loggers
 
 
 def test_tensorboard_writes_into_the_runs_folder(tmp_path: Path):
@@ -256,6 +273,80 @@ def test_lightnings_environment_variables_stay_in_force(
     assert Trainer(TrainerConfig(loggers=[], max_epochs=2)).max_epochs == 2
 
 
+def test_a_lightning_variable_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch):
+    """The error says which variable; an empty one is none, as with Lightning."""
+    monkeypatch.setenv("PL_TRAINER_MIN_EPOCHS", "")
+    assert Trainer(TrainerConfig(loggers=[])).min_epochs is None
+
+    monkeypatch.setenv("PL_TRAINER_MAX_EPOCHS", "abc")
+    with pytest.raises(ConfigError, match=r"PL_TRAINER_MAX_EPOCHS='abc'.*valid integer"):
+        Trainer(TrainerConfig(loggers=[]))
+
+
+def test_a_keyword_wins_over_a_lightning_variable(monkeypatch: pytest.MonkeyPatch):
+    """As with Lightning; nothing was given twice."""
+    monkeypatch.setenv("PL_TRAINER_STRATEGY", "ddp")
+    strategy = SingleDeviceStrategy(device=torch.device("cpu"))
+
+    assert Trainer(TrainerConfig(loggers=[]), strategy=strategy).strategy is strategy
+
+
+@pytest.mark.parametrize("name", ["LOGGER", "DEFAULT_ROOT_DIR", "CALLBACKS", "PLUGINS"])
+def test_a_lightning_variable_without_effect_is_told(name: str, monkeypatch: pytest.MonkeyPatch):
+    """What the config decides by itself is not silently kept from it."""
+    monkeypatch.setenv(f"PL_TRAINER_{name}", "x")
+
+    with pytest.warns(UserWarning, match=f"PL_TRAINER_{name} has no effect") as caught:
+        Trainer(TrainerConfig(loggers=[]))
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("name", ["strategy", "profiler", "logger", "plugins", "default_root_dir"])
+def test_a_keyword_that_is_none_is_not_given(name: str):
+    """`strategy=None` is Lightning's default, and how a script says nothing."""
+    assert Trainer(TrainerConfig(loggers=[]), **{name: None}).loggers == []
+
+
+def test_a_file_in_the_place_of_a_folder_is_told_before_training(tmp_path: Path):
+    """At the trainer, and not when the first record is written."""
+    (tmp_path / "file").touch()
+
+    with pytest.raises(ConfigError, match=r"file is a file; name another folder"):
+        Trainer(config(tmp_path / "file" / "below"))
+
+
+class SavingConfig(CallbackConfigBase):
+    """Yields Lightning's checkpoint callback."""
+
+    name: Literal["saving"] = "saving"
+
+    def create_callbacks(self, trainer_config: TrainerConfig) -> Any:
+        yield ModelCheckpoint()
+
+
+def test_what_barebones_mode_cannot_have_is_refused_by_name(tmp_path: Path):
+    """A logger object, and a checkpoint callback that asks to stay."""
+    callback_registry.register(SavingConfig)
+    kept = SavingConfig(metadata={"enabled_for_barebones": True})  # pyright: ignore[reportArgumentType]
+
+    with pytest.raises(ConfigError, match=r"CSVLogger.* does not go with barebones=True"):
+        Trainer(TrainerConfig(barebones=True), logger=CSVLogger(tmp_path))
+    with pytest.raises(ConfigError, match="but ModelCheckpoint has enabled_for_barebones=true"):
+        Trainer(TrainerConfig(barebones=True, callbacks=[kept]))
+
+
+@pytest.mark.parametrize("loggers", [["csv"], ["csv", "tensorboard"]])
+def test_a_trainer_can_be_pickled(tmp_path: Path, loggers: list[str]):
+    """Processes that are spawned get it that way; the copy is the same run."""
+    for name in loggers:
+        pytest.importorskip(name, reason="the extra tensorboard is not installed")
+    trainer = Trainer(config(tmp_path, id="one", loggers=[{"name": name} for name in loggers]))
+    copy = pickle.loads(pickle.dumps(trainer))
+
+    assert [x.log_dir for x in copy.loggers] == [x.log_dir for x in trainer.loggers]
+    assert copy.config == trainer.config
+
+
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log:UserWarning")
 def test_barebones_runs(tmp_path: Path):
     """Lightning refuses loggers and bars there, so none is passed."""
@@ -326,7 +417,7 @@ def test_an_evaluation_after_another_stage_keeps_what_was_recorded(tmp_path: Pat
 RANKS = """
 import sys
 from pathlib import Path
-from nshtrainer import Trainer, TrainerConfig
+from nshtrainer import CallbackConfigBase, ConfigError, Trainer, TrainerConfig, callback_registry
 from nshtrainer.testing import TinyDataModule, TinyModule
 config = TrainerConfig(
     directory={"project_root": sys.argv[1]}, max_epochs=1, accelerator="cpu", devices=2, strategy="ddp",
@@ -359,6 +450,40 @@ def test_all_ranks_share_one_run(tmp_path: Path, launcher: str):
     ranks = [(tmp_path / "out" / f"rank{i}").read_text() for i in range(2)]
     assert ranks[0] == ranks[1]
     assert len(list((tmp_path / "out" / "nshtrainer_logs").glob("[!.]*"))) == 1
+
+
+SPAWNED = f"""
+{RANKS.split("config = ", maxsplit=1)[0]}
+if __name__ == "__main__":
+    config = TrainerConfig(
+        directory={{"project_root": sys.argv[1]}}, max_epochs=1, accelerator="cpu", devices=2,
+        strategy="ddp_spawn", enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, log_every_n_steps=1,
+    )
+    trainer = Trainer(config)
+    trainer.fit(TinyModule(), datamodule=TinyDataModule())
+    print("run", trainer.config.run.id)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_spawned_ranks_train_and_write_one_run(tmp_path: Path):
+    """`ddp_spawn` with the default loggers: the processes get the trainer pickled."""
+    script = tmp_path / "train.py"
+    script.write_text(SPAWNED)
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "out")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr[-3000:]
+    run_id = done.stdout.split("run ")[1].strip()
+    (root,) = (tmp_path / "out" / "nshtrainer_logs").glob("[!.]*")
+    assert root.name == run_id
+    assert json.loads((root / "run.json").read_text())["status"] == "finished"
+    (metrics,) = root.rglob("metrics.csv")
+    assert "train_loss" in metrics.read_text()
 
 
 def test_every_slot_is_off_where_no_family_may_be_used():

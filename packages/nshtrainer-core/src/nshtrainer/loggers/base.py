@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from nshtrainer.callbacks.base import CallbackConfigBase
 from nshtrainer.config import Config
@@ -27,6 +27,9 @@ class LoggerConfigBase(Config):
     A subclass has a line `name: Literal["my_logger"] = "my_logger"`, is registered by
     `@logger_registry.register` or an entry point, and implements `create_logger`.
     """
+
+    one_per_folder: ClassVar[bool] = False
+    """Whether two loggers of this name would write the same files in one `log_dir`; a run refuses that."""
 
     enabled: bool = True
     """Whether the logger, and what comes with it, is used."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from typing_extensions import override
 
@@ -21,7 +20,9 @@ __all__ = ["CSVLoggerConfig"]
 
 @logger_registry.register
 class CSVLoggerConfig(LoggerConfigBase):
-    """Writes `<run>/log/csv/<full name>/<run id>/metrics.csv`, what was logged at one step in one row."""
+    """Writes `<run>/log/csv/<name>/<run id>/metrics.csv`, what was logged at one step in one row."""
+
+    one_per_folder: ClassVar[bool] = True
 
     name: Literal["csv"] = "csv"
 
@@ -34,12 +35,13 @@ class CSVLoggerConfig(LoggerConfigBase):
     @override
     def create_logger(self, trainer_config: TrainerConfig) -> Logger | None:
         from .csv_logger import MergingCSVLogger
+        from .place import LogPlace
 
-        log_dir = self.log_dir
+        place = LogPlace(trainer_config, "csv", self.log_dir)
         return MergingCSVLogger(
-            lambda: Path(log_dir or trainer_config.run.directory.subdirectory("log") / "csv"),
-            name=trainer_config.full_name,
-            version=lambda: trainer_config.run.id,
+            place.save_dir,
+            name=place.name,
+            version=place.version,
             prefix=self.prefix,
             flush_logs_every_n_steps=self.flush_logs_every_n_steps,
         )

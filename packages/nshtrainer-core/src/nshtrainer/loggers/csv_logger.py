@@ -111,7 +111,8 @@ class MergingCSVLogger(CSVLogger):
     """Lightning's CSV logger with `MergingWriter`; its place is asked for at the first record.
 
     Args:
-        save_dir: Returns the folder; called late, because the run's id may not be settled yet.
+        save_dir: Returns the folder; called late, because the run's id may not be settled yet. It and
+            `version` are pickled with the trainer, for processes that are spawned.
         name: Folder below it; "" is none.
         version: Returns the last folder's name; called late too.
         prefix: Put before every metric's name.

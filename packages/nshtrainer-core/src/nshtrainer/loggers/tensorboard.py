@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from typing_extensions import override
 
@@ -19,7 +19,9 @@ __all__ = ["TensorboardLoggerConfig"]
 
 @logger_registry.register
 class TensorboardLoggerConfig(LoggerConfigBase):
-    """Writes TensorBoard event files to `<run>/log/tensorboard/<full name>/<run id>`."""
+    """Writes TensorBoard event files to `<run>/log/tensorboard/<name>/<run id>`."""
+
+    one_per_folder: ClassVar[bool] = True
 
     name: Literal["tensorboard"] = "tensorboard"
 
@@ -46,6 +48,7 @@ class TensorboardLoggerConfig(LoggerConfigBase):
                 "the logger 'tensorboard' needs the package tensorboard, which is not installed; "
                 "run `pip install nshtrainer-core[tensorboard]`"
             )
+        from .place import LogPlace
         from .tensorboard_logger import LateTensorBoardLogger
 
         options: dict[str, Any] = {
@@ -53,4 +56,6 @@ class TensorboardLoggerConfig(LoggerConfigBase):
             "log_graph": self.log_graph,
             "default_hp_metric": self.default_hp_metric,
         }
-        return LateTensorBoardLogger(trainer_config, self.log_dir, **options)
+        return LateTensorBoardLogger(
+            LogPlace(trainer_config, "tensorboard", self.log_dir), **options
+        )

@@ -13,6 +13,7 @@ from nshtrainer.errors import ConfigError
 
 __all__ = [
     "RUN_ID_VARIABLE",
+    "folder_name",
     "known_run_id",
     "new_run_id",
     "run_id_in_environment",
@@ -25,6 +26,7 @@ RUN_ID_VARIABLE: Final = "NSHTRAINER_RUN_ID"
 _LETTERS = "abcdefghjkmnpqrstuvwxyz"  # without i, l, o: people read ids to each other
 _CHARACTERS = _LETTERS + "23456789"
 _ALLOWED = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?")
+_MAX_BYTES = 120
 # Windows opens a device for these, whatever follows the first dot.
 _DEVICES = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)
 
@@ -52,6 +54,18 @@ def validate_run_id(run_id: str) -> str:
             "device name such as 'con'. Change it, or leave it out and one is made."
         )
     return run_id
+
+
+def folder_name(text: str) -> str:
+    """*text*, which a person wrote, as the name of one folder on every system; "" stays "".
+
+    What separates folders or has a meaning somewhere becomes `_`; at most 120 bytes are kept.
+    """
+    if not text:
+        return ""
+    safe = re.sub(r'[/\\<>:"|?*\x00-\x1f\x7f]', "_", text)
+    short = safe.encode(errors="replace")[:_MAX_BYTES].decode(errors="ignore").strip().rstrip(". ")
+    return f"_{short}" if not short or _DEVICES.fullmatch(short) else short
 
 
 def known_run_id(configured: str | None = None) -> str | None:

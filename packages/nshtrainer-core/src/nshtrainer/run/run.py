@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nshtrainer.directory import DirectoryConfig
-from nshtrainer.errors import NshTrainerError
+from nshtrainer.errors import ConfigError, NshTrainerError
 
 from .directory import RunDirectory
 from .identity import known_run_id, new_run_id
@@ -14,7 +15,39 @@ from .identity import known_run_id, new_run_id
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-__all__ = ["Run"]
+__all__ = ["Run", "check_root", "project_root"]
+
+
+def project_root(directory: DirectoryConfig) -> Path:
+    """The folder of the project as it is now: `~` is the home, None the working directory.
+
+    Raises:
+        ConfigError: The home that `~` stands for is not known.
+    """
+    root = directory.project_root
+    if root is None:
+        return Path.cwd()
+    try:
+        return root.expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"directory.project_root={str(root)!r}: {error}; write the path without `~`"
+        ) from None
+
+
+def check_root(directory: DirectoryConfig) -> None:
+    """Find out before training that no folder can be made where the run writes.
+
+    Raises:
+        ConfigError: A file is in the way.
+    """
+    base = project_root(directory).absolute() / directory.logdir_basename
+    found = next((path for path in (base, *base.parents) if os.path.exists(path)), None)
+    if found is not None and not found.is_dir():
+        raise ConfigError(
+            f"the run would write to {base}, but {found} is a file; name another folder in "
+            "`directory.project_root`, or move the file away"
+        )
 
 
 class Run:
@@ -31,8 +64,12 @@ class Run:
 
     def __init__(self, directory: DirectoryConfig, run_id: str | None = None) -> None:
         self._directory = directory
-        self._id = run_id
+        self._configured_id = self._id = run_id
         self._settled = False
+
+    def is_of(self, directory: DirectoryConfig, run_id: str | None) -> bool:
+        """Whether this run was made from these values; an id that was made since does not count."""
+        return self._configured_id == run_id and self._directory == directory
 
     @property
     def known_id(self) -> str | None:
@@ -62,7 +99,7 @@ class Run:
     @property
     def directory(self) -> RunDirectory:
         """The paths of the run; see `RunDirectory`."""
-        root = self._directory.project_root or Path.cwd()
+        root = project_root(self._directory)
         return RunDirectory(root, self.id, self._directory.logdir_basename)
 
     @property

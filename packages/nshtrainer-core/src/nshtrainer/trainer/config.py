@@ -24,9 +24,9 @@ from nshtrainer.directory import DirectoryConfig
 from nshtrainer.loggers.base import LoggerConfigBase, logger_registry
 from nshtrainer.metric import MetricConfig
 from nshtrainer.plugins.manifest import manifest
-from nshtrainer.plugins.policy import PluginsConfig, Policy, using_policy
+from nshtrainer.plugins.policy import PluginsConfig, Policy, is_strict, using_policy
 from nshtrainer.plugins.state import PluginState
-from nshtrainer.types import NonNegativeInt, PlainData
+from nshtrainer.types import PlainData
 
 from .lightning_arguments import LightningArguments
 
@@ -81,9 +81,31 @@ def _if_installed(name: str) -> Callable[[], Any]:
             if found.kind != "disabled":
                 _warn_once(str(found))
             return None
-        return found() if found is not None else None
+        return None if found is None else _with_defaults(name, found)
 
     return default
+
+
+def _with_defaults(name: str, cls: type[CallbackConfigBase]) -> CallbackConfigBase | None:
+    try:
+        return cls()
+    except Exception as error:
+        if is_strict():
+            raise
+        reasons = (
+            "; ".join(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors())
+            if isinstance(error, ValidationError)
+            else f"{type(error).__name__}: {error}"
+        )
+        _warn_once(
+            f"the callback {name!r} is on by default, but {cls.__module__}.{cls.__qualname__} cannot be "
+            f"made without options ({reasons})"
+        )
+        return None
+
+
+MAX_SEED = 2**32 - 1
+"""The largest seed that NumPy takes."""
 
 
 @functools.lru_cache(maxsize=64)
@@ -125,7 +147,7 @@ class TrainerConfig(LightningArguments):
     debug: bool = False
     """Where `trainer.debug` starts."""
 
-    seed: NonNegativeInt | None = None
+    seed: Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)] | None = None
     """Seeds Python, NumPy and torch before training (`lightning.seed_everything`)."""
 
     seed_workers: bool = False
@@ -243,16 +265,25 @@ class TrainerConfig(LightningArguments):
         """The parts of the name, joined by blanks."""
         return " ".join(self.name)
 
-    @functools.cached_property
+    @property
     def run(self) -> Run:
-        """The run that this config describes: id and directory, settled when it starts."""
-        from nshtrainer.run.run import Run
+        """The run that this config describes: id and directory, settled when it starts.
 
-        return Run(self.directory, self.id)
+        It is another one after `id` or `directory` was changed; a plain copy goes on with it.
+        """
+        held: Run | None = vars(self).get(_RUN)
+        if held is None or not held.is_of(self.directory, self.id):
+            from nshtrainer.run.run import Run
+
+            held = vars(self)[_RUN] = Run(self.directory, self.id)
+        return held
 
     def reset_run(self) -> Self:
         """Return a copy for a new run: without id and checkpoint to start from."""
         return self.replace(id=None, ckpt_path=None)
+
+
+_RUN = "_run_of_this_config"  # no private attribute: those count when configs are compared
 
 
 def _plugins_of(data: Any) -> PluginsConfig | None:

@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from nshtrainer.callbacks.callback import silence_unused_hooks
-from nshtrainer.config_files import dump_yaml
+from nshtrainer.config_files import as_data, dump_yaml
 from nshtrainer.errors import NshTrainerError
 from nshtrainer.files import atomic_write_text
 from nshtrainer.loggers.csv_logger import MergingCSVLogger
@@ -50,9 +50,7 @@ class RunRecord(Callback):
 
     def __init__(self, config: TrainerConfig, objects: dict[str, Any] | None = None) -> None:
         self.config = config
-        self.objects = {
-            name: repr(type(value).__qualname__) for name, value in (objects or {}).items()
-        }
+        self.objects = {name: _kind(value) for name, value in (objects or {}).items()}
         self._environment: EnvironmentSnapshot | None = None
         self._dumped: dict[str, Any] | None = None
         self._redacted: dict[str, Any] = {}
@@ -130,7 +128,7 @@ class RunRecord(Callback):
 
     def _config_as_data(self) -> dict[str, Any]:
         """The configuration with the settled id, as plain data without secrets."""
-        data = {**self.config.model_dump(mode="json"), "id": self.config.run.id}
+        data = {**as_data(self.config), "id": self.config.run.id}
         if data != self._dumped:  # redacting takes longer than writing a small checkpoint
             self._dumped, self._redacted = data, redact(data)
         return copy.deepcopy(self._redacted)
@@ -159,6 +157,12 @@ class RunRecord(Callback):
         """Put the configuration, as plain data, and the plugins' versions into *checkpoint*."""
         checkpoint[self.CONFIG_KEY] = self._config_as_data()
         checkpoint[self.RUN_KEY] = {"run_id": self.config.run.id, "plugins": active_plugins()}
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_kind, cast("list[Any]", value)))
+    return repr(type(value).__qualname__)
 
 
 def describe_run(trainer: Trainer) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import logging
 import os
 from argparse import Namespace
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from lightning.fabric.loggers.logger import (
@@ -18,6 +17,7 @@ from pydantic import BaseModel
 from typing_extensions import override
 
 from nshtrainer.run.redaction import redact, secrets_in_environment
+from nshtrainer.run.run import project_root
 
 from .choices import check_tags, choose_mode, choose_project, has_credentials
 
@@ -56,7 +56,7 @@ class LateWandbLogger(WandbLogger):
     """The logger whose run is `wandb.run`; None if that is nobody's or somebody else's."""
 
     def __init__(self, config: WandbLoggerConfig, trainer_config: TrainerConfig) -> None:
-        root = trainer_config.directory.project_root or Path.cwd()
+        root = project_root(trainer_config.directory)
         super().__init__(
             name=trainer_config.full_name or None,
             project=choose_project(config.project, trainer_config.project, root),
@@ -79,8 +79,9 @@ class LateWandbLogger(WandbLogger):
     @override
     def save_dir(self) -> str:
         """Where W&B's files are."""
-        own = self._trainer_config.run.directory.subdirectory("log") / "wandb"
-        return os.fspath(self._config.log_dir or own)
+        if (chosen := self._config.log_dir) is not None:
+            return os.fspath(chosen.expanduser())
+        return os.fspath(self._trainer_config.run.directory.subdirectory("log") / "wandb")
 
     @property
     @override
@@ -182,6 +183,7 @@ class LateWandbLogger(WandbLogger):
     def _made_directory(self) -> str:
         """W&B makes a folder `wandb` in this one; its service may have another current directory."""
         if (chosen := self._config.log_dir) is not None:
+            chosen = chosen.expanduser()
             chosen.mkdir(parents=True, exist_ok=True)
             return os.fspath(chosen.absolute())
         return os.fspath(self._trainer_config.run.directory.ensure("log"))
