@@ -22,17 +22,17 @@ VAL = MetricConfig(name="val/metric", mode="min")
 
 
 class Scripted(Callback):
-    """Logs given values: after validation `n`, or at the end of training epoch `n`."""
+    """Logs given values: after validation `n`, at the end of training epoch `n`, or at both."""
 
     def __init__(self, values: list[float], *, where: str = "validation") -> None:
         self.values, self.where, self.checks = values, where, 0
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        if self.where == "validation" and not trainer.sanity_checking:
+        if self.where != "training" and not trainer.sanity_checking:
             pl_module.log("val/metric", float(self.values[trainer.current_epoch]))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        if self.where == "training":
+        if self.where != "validation":
             pl_module.log("val/metric", float(self.values[trainer.current_epoch]))
 
 
@@ -179,6 +179,28 @@ def test_a_run_resumed_from_its_own_checkpoint_stops_where_it_would_have(
 
     assert whole[0] == 5
     assert resumed == whole
+
+
+def test_a_value_checked_after_validation_is_not_checked_again_by_the_resumed_run(make, tmp_path):
+    """Saved between the two places where one epoch can be checked: that epoch counts once."""
+
+    def run(epochs: int, name: str, path: Path | None = None) -> dict[str, Any]:
+        stopper = EarlyStoppingCallback(metric=VAL, patience=9)
+        saver = ModelCheckpoint(
+            tmp_path / name, "{epoch}", save_top_k=-1, save_on_train_epoch_end=False
+        )
+        scripted = Scripted([5.0, 6.0, 7.0, 8.0], where="both")
+        trainer = make["trainer"](
+            stopper, scripted, saver, max_epochs=epochs, enable_checkpointing=True
+        )
+        trainer.fit(make["model"](), make["loader"](2), make["loader"](1), ckpt_path=path)
+        return stopper.state_dict()
+
+    whole = run(4, "whole")
+    run(2, "first")
+
+    assert whole["wait_count"] == 3
+    assert run(4, "second", tmp_path / "first" / "epoch=1.ckpt") == whole
 
 
 def test_a_metric_lost_with_the_interrupted_epoch_is_waited_for(make, tmp_path):

@@ -92,6 +92,8 @@ class EarlyStoppingCallback(
         state["monitor"] = self.monitor
         state["best_score"] = float(self.best_score)
         state["lr_was_above_min"] = self._floor is not None and self._floor.was_above
+        # Of a save between a validation and its epoch's end: that epoch has been counted already.
+        state["logged_by_validation"] = self._logged_by_validation
         return state
 
     @override
@@ -107,6 +109,7 @@ class EarlyStoppingCallback(
                 self.monitor,
             )
             return
+        self._logged_by_validation = bool(state_dict.get("logged_by_validation", False))
         best = self.best_score.new_tensor(float(state_dict["best_score"]))
         super().load_state_dict({**state_dict, "best_score": best, "patience": self.patience})
 

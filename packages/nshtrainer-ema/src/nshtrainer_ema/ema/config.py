@@ -39,14 +39,23 @@ class EMACallbackConfig(CallbackConfigBase):
     cpu_offload: bool = False
     """Keep the average in main memory: saves device memory and costs a copy at each update."""
 
-    @override
-    def create_callbacks(self, trainer_config: TrainerConfig) -> Iterable[Callback]:
-        given = [c for c in trainer_config.callbacks if isinstance(c, EMACallbackConfig)]
-        if len([c for c in given if not c.metadata.ignore_if_exists]) > 1:
+    @staticmethod
+    def check_alone(configs: Iterable[CallbackConfigBase]) -> None:
+        """Refuse a second average of one run, unless it gives way by `ignore_if_exists`.
+
+        Raises:
+            ConfigError: There are several.
+        """
+        averages = [c for c in configs if isinstance(c, EMACallbackConfig)]
+        if len([c for c in averages if not c.metadata.ignore_if_exists]) > 1:
             raise ConfigError(
-                f"the run has {len(given)} configurations of 'ema', and a module can be evaluated "
+                f"the run has {len(averages)} configurations of 'ema', and a module can be evaluated "
                 "with one average only; keep one of them."
             )
+
+    @override
+    def create_callbacks(self, trainer_config: TrainerConfig) -> Iterable[Callback]:
+        self.check_alone(trainer_config.callbacks)
         from .callback import EMACallback
 
         yield EMACallback(self)
