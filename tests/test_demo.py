@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import math
 import os
 import re
@@ -15,9 +16,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner, Result
 
-from nshtrainer import TrainerConfig
-from nshtrainer.demo.config import demo_config
+from nshtrainer import ConfigError, TrainerConfig
+from nshtrainer.cli.app import app
+from nshtrainer.demo.command import newest_run
+from nshtrainer.demo.config import PROJECT, demo_config
 
 pytestmark = pytest.mark.slow
 
@@ -216,3 +220,189 @@ def test_mistakes_are_one_line(tmp_path, args, expected):
     assert expected in found.stderr
     assert "Traceback" not in found.stderr
     assert not (tmp_path / "nshtrainer_logs").exists()
+
+
+# ---- two batches, in this process --------------------------------------------------------------
+
+
+TINY = {
+    "project": PROJECT, "max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1,
+    "log_every_n_steps": 1, "num_sanity_val_steps": 0, "accelerator": "cpu", "devices": 1,
+    "enable_progress_bar": False, "enable_model_summary": False,
+    "primary_metric": {"name": "val_acc", "mode": "max"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """Run `nshtrainer demo ARGS` in an empty folder, with a file `tiny.yaml` that takes no time."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    lightning = logging.getLogger("lightning.pytorch")
+    level = lightning.level
+
+    def run(*args: str, **changes: object) -> Result:
+        TrainerConfig.model_validate({**TINY, **changes}).to_file("tiny.yaml")
+        return CliRunner().invoke(app, ["demo", *args])
+
+    yield run
+    lightning.setLevel(level)
+
+
+def the_run(folder: Path) -> Path:
+    (run,) = (p for p in (folder / "nshtrainer_logs").iterdir() if p.is_dir())
+    return run
+
+
+def test_resuming_from_another_folder_goes_on_where_the_run_lies(tiny, tmp_path, monkeypatch):
+    """`--resume --dir` trains on from the last checkpoint and writes into the run that it found."""
+    started = tiny("--config", "tiny.yaml")
+    assert started.exit_code == 0, started.output
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+
+    resumed = tiny("--resume", "--epochs", "2", "--dir", str(tmp_path / "here"))
+
+    assert resumed.exit_code == 0, resumed.output
+    assert not (elsewhere / "nshtrainer_logs").exists()
+    last = torch.load(the_run(tmp_path / "here") / "checkpoint" / "last.ckpt", weights_only=True)
+    assert (last["epoch"], last["global_step"]) == (1, 4)
+    assert f"--dir {tmp_path / 'here'}" in resumed.stdout
+
+
+@pytest.mark.parametrize("recorded", [None, "/moved/away"])
+def test_a_found_run_goes_on_where_it_was_found(tmp_path, recorded):
+    """Whatever place the record names, the run is the folder that the record was found in."""
+    run = tmp_path / "nshtrainer_logs" / "found"
+    config = {**TINY, "id": "other", "directory": {"project_root": recorded}}
+    TrainerConfig.model_validate(config).to_file(run / "config.yaml")
+
+    found = newest_run(tmp_path)
+
+    assert (found.run.directory.root, found.ckpt_path) == (run, "last")
+
+
+def test_resuming_without_a_checkpoint_is_refused(tiny, tmp_path):
+    """Where there is nothing to go on from, nothing is trained and nothing is changed."""
+    here = tmp_path / "here"
+    assert tiny("--config", "tiny.yaml", checkpoint_saving=None).exit_code == 0
+    before = {p: p.read_bytes() for p in the_run(here).rglob("*") if p.is_file()}
+
+    for change in ("checkpoint_saving: null", "checkpoint_saving: {}"):
+        record = the_run(here) / "config.yaml"
+        text = re.sub(r"^checkpoint_saving:.*$", change, record.read_text(), flags=re.MULTILINE)
+        before[record] = text.encode()
+        record.write_text(text)
+        resumed = tiny("--resume", "--epochs", "2")
+
+        assert resumed.exit_code == 1
+        assert "there is no checkpoint to go on from" in resumed.stderr
+        assert {p: p.read_bytes() for p in the_run(here).rglob("*") if p.is_file()} == before
+
+
+def test_the_folder_counts_for_a_configuration_from_a_file_too(tiny, tmp_path):
+    """`--config FILE --dir FOLDER` writes into the folder."""
+    done = tiny("--config", "tiny.yaml", "--dir", str(tmp_path / "there"))
+
+    assert done.exit_code == 0, done.output
+    assert (the_run(tmp_path / "there") / "run.json").is_file()
+    assert not (tmp_path / "here" / "nshtrainer_logs").exists()
+
+
+@pytest.mark.parametrize("option", ["--config", "--write-config"])
+def test_resuming_excludes_another_configuration(tiny, option):
+    """Options of which one would be ignored are a usage error."""
+    refused = tiny("--resume", option, "tiny.yaml")
+
+    assert refused.exit_code == 2
+    assert f"so {option} does not go with it" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--dir", "file/x"), "is a file"),
+        (("--dir", "/proc/x"), "/proc takes no files"),
+        (("--write-config", "file/x.yaml"), "cannot be written"),
+    ],
+    ids=["file in the way", "unwritable", "unwritable file"],
+)
+def test_a_place_that_takes_no_files_is_one_line(tiny, args, said):
+    """Where nothing can be written, that is said in words before anything is trained."""
+    Path("file").write_text("in the way")
+
+    refused = tiny(*args)
+
+    assert refused.exit_code == 1
+    assert isinstance(refused.exception, SystemExit)
+    assert said in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"primary_metric": None},
+            "there is none, since the configuration has no `primary_metric`",
+        ),
+        (
+            {"primary_metric": {"name": "val_loss", "mode": "min"}},
+            r"val_loss ([\d.]+); reloaded and measured again: val_loss \1 \(the same, exactly\)",
+        ),
+        (
+            {"limit_val_batches": 0, "primary_metric": {"name": "lr-AdamW", "mode": "min"}},
+            r"lr-AdamW [\d.e-]+; validation does not measure 'lr-AdamW' again",
+        ),
+    ],
+    ids=["no metric", "another metric", "not validated"],
+)
+def test_the_best_checkpoint_is_compared_by_its_own_metric(tiny, changes, said):
+    """What is not comparable is not compared, and the reason is given."""
+    done = tiny("--config", "tiny.yaml", **changes)
+
+    assert done.exit_code == 0, done.output
+    assert re.search(rf"^best checkpoint: {said}", done.stdout, re.MULTILINE)
+    assert "NOT THE SAME" not in done.stdout
+    assert "nan" not in done.stdout
+
+
+BAREBONES = {**dict.fromkeys(TINY), "barebones": True, "max_epochs": 1, "limit_train_batches": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"limit_val_batches": 0, "primary_metric": None}, "`limit_val_batches: 0` switches"),
+        ({"check_val_every_n_epoch": 2, "primary_metric": None}, "no validation was due"),
+        ({**BAREBONES, "accelerator": "cpu"}, "`barebones` logs nothing"),
+    ],
+    ids=["no batches", "not due", "barebones"],
+)
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log:UserWarning")  # barebones
+def test_training_without_validation_is_not_called_nothing(tiny, changes, said):
+    """A run that trained and measured no accuracy says so, and why."""
+    done = tiny("--config", "tiny.yaml", **changes)
+
+    assert done.exit_code == 0, done.output
+    assert "accuracy: not known, since " in done.stdout
+    assert said in done.stdout
+
+
+def test_a_configuration_without_batches_is_told_from_a_finished_run(tiny):
+    """Where a limit leaves nothing to train on, the limit is named."""
+    done = tiny("--config", "tiny.yaml", limit_train_batches=0)
+
+    assert done.exit_code == 1
+    assert "leaves no batch to train on (max_epochs: 1, limit_train_batches: 0)" in done.stderr
+
+
+def test_only_a_run_that_resuming_finds_is_offered_for_it(tiny):
+    """A run of another project trains, but `--resume` does not look for it."""
+    done = tiny("--config", "tiny.yaml", project="mine")
+
+    assert "the same run:" in done.stdout
+    assert "--resume" not in done.stdout
+    with pytest.raises(ConfigError, match="there is no run of the demo"):
+        newest_run(None)

@@ -171,3 +171,27 @@ def test_the_readme_lists_every_distribution():
     readme = (REPOSITORY / "README.md").read_text()
 
     assert [p.name for p in REPOSITORY.glob("packages/*/") if f"| `{p.name}` |" not in readme] == []
+
+
+def test_the_tutorial_names_only_modules_that_it_has_shown():
+    """At each look at the plugin, every module of its `pyproject.toml` so far has been written."""
+    page = (REPOSITORY / "docs" / "writing-a-plugin.md").read_text()
+    looks = [
+        found.start() for found in re.finditer(r"^\$ .*nshtrainer plugins", page, re.MULTILINE)
+    ]
+    assert len(looks) == 2
+
+    for look in looks:
+        before = page[:look]
+        project = before.rpartition("```toml\n")[2].partition("```")[0]
+        modules = set(re.findall(r'"nshtrainer_hello\.(\w+)', project)) | {"__init__"}
+        assert {m for m in modules if f"`src/nshtrainer_hello/{m}.py`" not in before} == set()
+
+
+@pytest.mark.parametrize("file", ["__init__.py", "config.py", "callback.py", "hooks.py"])
+def test_the_tutorial_shows_every_file_of_the_package(file):
+    """Each file of the example's package stands in the tutorial as it is."""
+    page = (REPOSITORY / "docs" / "writing-a-plugin.md").read_text()
+    source = REPOSITORY / "examples" / "nshtrainer-hello" / "src" / "nshtrainer_hello" / file
+
+    assert f"```python\n{source.read_text()}```" in page

@@ -263,7 +263,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "name": texts | st.lists(texts, max_size=3),
     "project": maybe(texts), "tags": st.lists(texts, max_size=3), "notes": st.lists(texts, max_size=3),
     "meta": st.dictionaries(texts, plain, max_size=4),
-    "debug": st.booleans(), "seed": maybe(non_negative), "seed_workers": st.booleans(),
+    "debug": st.booleans(), "seed": maybe(st.integers(0, 2**32 - 1)), "seed_workers": st.booleans(),
     "directory": st.fixed_dictionaries({}, optional={"project_root": maybe(paths), "logdir_basename": file_names}),
     "primary_metric": maybe(metrics), "ckpt_path": maybe(filled),
     "loggers": maybe(st.lists(any_logger, max_size=3)), "callbacks": st.lists(any_callback, max_size=4),

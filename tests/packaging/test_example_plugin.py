@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 
 pytestmark = [pytest.mark.packaging, pytest.mark.slow]
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "nshtrainer-hello"
+REPOSITORY = Path(__file__).parents[2]
+EXAMPLE = REPOSITORY / "examples" / "nshtrainer-hello"
+TUTORIAL = REPOSITORY / "docs" / "writing-a-plugin.md"
 
 
 @pytest.fixture
@@ -68,3 +71,52 @@ def test_uninstalling_the_plugin_leaves_the_rest(environment, plugin):
     assert "no callback is named 'hello'" in output
     assert environment.run("nshtrainer", "validate", "plain.yaml").startswith("ok")
     assert "nshtrainer-hello" not in environment.run("nshtrainer", "plugins")
+
+
+def steps_of_tutorial() -> list[dict[str, str]]:
+    """For each numbered step of the tutorial, the files that it shows: path -> text."""
+    named = re.compile(
+        r"`((?:src/\w+|tests)/\w+\.py|pyproject\.toml)`|^```(?:python|toml)\n(.*?)^```", re.S | re.M
+    )
+    steps: list[dict[str, str]] = []
+    for section in re.split(r"^## (?=\d)", TUTORIAL.read_text(encoding="utf-8"), flags=re.M)[1:]:
+        name, files = "", dict[str, str]()
+        for found in named.finditer(re.sub(r"<!---.*?-->", "", section, flags=re.S)):
+            if found[1]:
+                name = found[1]
+            elif name:  # the first block behind a name is the file
+                files[name], name = found[2], ""
+        steps.append(files)
+    return steps
+
+
+def test_the_tutorial_followed_to_the_letter_works(environment):
+    """Written into a fresh folder step by step, the plugin works wherever the tutorial looks at it."""
+    folder = environment.work / "followed"
+
+    def follow(*numbers: int) -> None:
+        for number in numbers:
+            for name, text in steps[number - 1].items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_text(text)
+        (folder / "README.md").write_text("")
+        environment.install("-e", folder)
+
+    steps = steps_of_tutorial()
+    follow(2, 3, 4)
+    listed = environment.run("nshtrainer", "plugins", "--load")
+    assert "0 of them with a fault" in listed
+    assert re.search(r"hello +loaded", listed)
+
+    follow(6)
+    assert "implements nshtrainer_default_callbacks" in environment.run(
+        "nshtrainer", "plugins", "--load"
+    )
+
+    follow(7)
+    environment.install("pytest", "pytest-timeout")
+    output = environment.run(
+        "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", folder / "tests"
+    )
+    assert " passed" in output
+    assert "failed" not in output

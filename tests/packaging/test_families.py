@@ -65,7 +65,7 @@ print("steps", trainer.global_step, *sorted(names))
 IMPORTS = """
 import json, sys, nshtrainer.configs
 from nshtrainer import manifest
-entries = [e for e in manifest() if e.dist == sys.argv[1]]
+entries = [e for e in manifest() if e.dist == sys.argv[1] and e.group != "nshtrainer.plugins"]
 print(json.dumps({e.name: getattr(nshtrainer.configs, e.class_name).__name__ for e in entries}))
 """
 

@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Sequence
 from typing import TextIO
 
+from .streams import say, with_output
+
 __all__ = ["main"]
 
 
@@ -23,9 +25,13 @@ def main(args: Sequence[str] | None = None) -> int:
         args: What follows the program's name; None takes it from `sys.argv`.
 
     Returns:
-        The exit status of `doctor`; every other command ends with `SystemExit`.
+        The exit status of `doctor`, or 1 if the output got lost; else a command ends with `SystemExit`.
     """
     given = list(sys.argv[1:] if args is None else args)
+    return with_output(lambda: _run(given))
+
+
+def _run(given: list[str]) -> int:
     if given[:1] == ["doctor"]:
         from .doctor import main as doctor
 
@@ -34,9 +40,9 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         from nshtrainer.cli import main as run
     except (Exception, SystemExit) as error:  # noqa: BLE001 -- whatever it is, doctor finds out why
-        sys.stderr.write(
+        say(
             f"nshtrainer cannot be imported: {type(error).__name__}: {error}\n"
-            f"The reason is in this environment; run `nshtrainer doctor` to see which package it is.\n"
+            f"The reason is in this environment; run `nshtrainer doctor` to see which package it is."
         )
         return 1
     run(given)
@@ -54,8 +60,8 @@ def _speak_plainly() -> None:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        del category, filename, lineno, line
-        (file or sys.stderr).write(f"warning: {message}\n")
+        del category, filename, lineno, line, file
+        say(f"warning: {message}")
 
     class OneLine(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:  # pyright: ignore[reportImplicitOverride] -- typing.override is newer than Python 3.10

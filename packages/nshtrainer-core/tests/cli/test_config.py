@@ -21,6 +21,8 @@ class Config(CallbackConfigBase):
     threshold: float
     '''Above which it acts.'''
     mode: str = "a: b"
+    names: list[str] = []
+    table: dict[str, list[int]] = {}
 """
 
 
@@ -111,9 +113,80 @@ def test_with_fills_a_slot(site):
         assert "\nlog_norms:\n  name: norm_logging\n" in done.stdout
 
 
+def needs(site):
+    """Install `needs`, and return what `config --with` gives for the values of its fields."""
+    site.distribution("needs", "[nshtrainer.callbacks]\nneeds = needs:Config\n", {"needs": NEEDS})
+    return lambda *wanted: site.run("config", *(f"--with={w}" for w in wanted))
+
+
+@pytest.mark.parametrize(
+    ("values", "lines"),
+    [
+        ("names=[a,b]", ["names:", "- a", "- b"]),
+        (
+            "table={x: [1, 2], y: []},mode=last",
+            ["table:", "x:", "- 1", "- 2", "y: []", "mode: last"],
+        ),
+        ("""names=["a,]", 'it''s, so'],mode=x""", ["- a,]", "- it's, so", "mode: x"]),
+        ("mode=it's,names=[don't]", ["mode: it's", "- don't"]),
+    ],
+    ids=["list", "mapping", "quotes", "apostrophes"],
+)
+def test_with_takes_lists_and_mappings(site, values, lines):
+    """A comma in a list, a mapping or quotes does not end the value."""
+    done = needs(site)(f"needs:threshold=1,{values}")
+
+    assert done.returncode == 0, done.stderr
+    written = {line.strip() for line in done.stdout.splitlines()}
+    assert {line for line in lines if line not in written} == set()
+
+
+def test_with_names_the_misspelt_field(site):
+    """A misspelt field is told with the one that was meant, which may be missing for that reason."""
+    done = needs(site)("needs:treshold=1")
+
+    assert done.returncode == 1
+    assert "treshold: there is no such field; did you mean 'threshold'?" in done.stderr
+
+
+def test_with_refuses_the_same_twice(site):
+    """Two of one identity would make a file that no run accepts; a label tells them apart."""
+    with_ = needs(site)
+
+    refused = with_("needs:threshold=1", "needs:threshold=2")
+    told_apart = with_("needs:threshold=1", "needs:threshold=2,label=second")
+
+    assert refused.returncode == 1
+    assert "--with needs:threshold=1 gives 'needs' already" in refused.stderr
+    assert refused.stdout == ""
+    assert told_apart.returncode == 0, told_apart.stderr
+
+
+HOOKS = """
+from nshtrainer import hookimpl
+
+@hookimpl
+def nshtrainer_validate_config(config):
+    raise ValueError("there is no metric")
+"""
+
+
+def test_what_a_run_still_needs_is_noted(site):
+    """A file to start from may be incomplete; stderr says what is open, and stdout is the file alone."""
+    site.distribution("acme", "[nshtrainer.plugins]\nacme = acme\n", {"acme": HOOKS})
+
+    done = site.run("config")
+
+    assert done.returncode == 0
+    assert "note: no run can start with this yet: " in done.stderr
+    assert "acme: there is no metric" in done.stderr
+    assert "note:" not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("wanted", "said"),
     [
+        ("csv:priority=1,priority=2", "'priority' has two values; remove one"),
         ("nobody_has_this", "no callback is named 'nobody_has_this'"),
         ("csv:flush", "'flush' is no assignment; write NAME:FIELD=VALUE"),
         ("csv:priority=high", "priority"),
@@ -149,3 +222,16 @@ def test_only_yaml_has_comments(tmp_path):
 
     assert result.exit_code == 1
     assert "comments need YAML" in result.stderr
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path):
+    """A path that takes no file is an error that says why."""
+    (tmp_path / "file").write_text("in the way")
+
+    result = invoke("--out", str(tmp_path / "file" / "run.yaml"))
+
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        f"Error: {tmp_path / 'file' / 'run.yaml'} cannot be written: {tmp_path / 'file'} is no folder; "
+        "choose another file"
+    ]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from nshtrainer.cli.app import COMMANDS, app
+from nshtrainer_cli.streams import with_output
 
 HOOKS = """
 import click
@@ -160,3 +165,66 @@ def test_commands_of_one_plugin_survive_another(site):
 
     assert (done.returncode, done.stdout) == (0, "hello from acme\n")
     assert "a-bad" in done.stderr
+
+
+def redirected(site, redirection, *args):
+    """Run `nshtrainer ARGS` from a shell that redirects its streams."""
+    (site.cwd / "good.yaml").write_text("seed: 1\n")
+    return subprocess.run(
+        ["sh", "-c", f'exec "$0" -m nshtrainer_cli "$@" {redirection}', sys.executable, *args],
+        cwd=site.cwd, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+LOST = {">&-": "it is closed", ">/dev/full": "No space left on device"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("redirection", LOST)
+@pytest.mark.parametrize(
+    "args",
+    [("doctor",), ("doctor", "--help"), ("plugins",), ("schema",), ("validate", "good.yaml")],
+    ids=" ".join,
+)
+def test_lost_output_is_one_line_and_a_status(site, args, redirection):
+    """Where stdout takes nothing, stderr says so in one line and the status is 1; no traceback."""
+    done = redirected(site, redirection, *args)
+
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"Error: stdout cannot be written to: {LOST[redirection]}; send the output elsewhere\n"
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("redirection", [">&- 2>&-", "2>/dev/full >&2"])
+def test_lost_output_without_anywhere_to_say_so_is_a_status(site, redirection):
+    """Where stderr takes nothing either, the status alone tells."""
+    done = redirected(site, redirection, "doctor")
+
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+
+
+def test_a_closed_stdout_is_no_fault_where_nothing_is_printed(site):
+    """A command that writes a file needs no stdout."""
+    done = redirected(site, ">&-", "config", "--out", "new.yaml")
+
+    assert done.returncode == 0, done.stderr
+    assert (site.cwd / "new.yaml").is_file()
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault(site):
+    """In `nshtrainer ... | head` nothing is said about the closed pipe."""
+    done = redirected(site, "| head -c 1", "schema")
+
+    assert (done.stdout, done.stderr) == ("{", "")
+
+
+def test_other_errors_are_not_blamed_on_stdout():
+    """An error about another file passes as it is."""
+
+    def fail():
+        raise OSError(errno.ENOSPC, "No space left on device", "checkpoint")
+
+    with pytest.raises(OSError, match="checkpoint"):
+        with_output(fail)

@@ -167,3 +167,33 @@ def test_build_finds_what_only_building_shows(site):
     assert built.returncode == 1
     assert "cannot be built" in built.stderr
     assert "Traceback" not in built.stderr
+
+
+OWN = """
+from typing import Literal
+from nshtrainer import CallbackConfigBase
+
+class Config(CallbackConfigBase):
+    name: Literal["own"] = "own"
+"""
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "status"),
+    [
+        ("[{name: own}, {name: own}]", 1),
+        ("[{name: own}, {name: own, label: second}]", 0),
+        ("[{name: own}, {name: own, metadata: {ignore_if_exists: true}}]", 0),
+    ],
+    ids=["twice", "told apart", "may give way"],
+)
+def test_our_own_callback_twice_is_refused(site, callbacks, status):
+    """A run takes one callback of each identity, which for ours is known without building them."""
+    entry = "[nshtrainer.callbacks]\nown = own_config:Config\n"
+    site.distribution("nshtrainer-monitoring", entry, {"own_config": OWN}, version="9.0")
+    (site.cwd / "run.yaml").write_text(f"callbacks: {callbacks}\n")
+
+    done = site.run("validate", "run.yaml")
+
+    assert done.returncode == status, done.stderr
+    assert ("'own' stands 2 times in `callbacks`; remove one" in done.stderr) == bool(status)

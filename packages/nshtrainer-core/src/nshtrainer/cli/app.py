@@ -19,7 +19,10 @@ __all__ = ["COMMANDS", "app", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("nshtrainer.cli.config:config", "Write a commented config file with all defaults."),
-    "demo": ("nshtrainer.demo.command:demo", "Train a small model with several callbacks."),
+    "demo": (
+        "nshtrainer.demo.command:demo",
+        "Train a small model here: a real run in under a minute.",
+    ),
     "doctor": (
         "nshtrainer.cli.doctor:doctor",
         "Examine this environment; runs when nothing else does.",
@@ -115,6 +118,8 @@ def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> 
 app = _App(
     name="nshtrainer",
     help="Training runs for PyTorch Lightning, described by one config; every callback is a plugin.",
+    epilog="`nshtrainer demo` shows a run, `nshtrainer config --out run.yaml` writes a file to start from, "
+    "and `nshtrainer COMMAND --help` tells more of a command.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     params=[

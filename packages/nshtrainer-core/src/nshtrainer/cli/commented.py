@@ -10,7 +10,7 @@ from typing import Any, cast
 from pydantic import BaseModel
 from typing_extensions import TypeIs
 
-from nshtrainer.config_files import dump_yaml
+from nshtrainer.config_files import as_data, dump_yaml
 from nshtrainer.field_docs import field_docs
 from nshtrainer.trainer.config import TrainerConfig
 from nshtrainer.trainer.lightning_arguments import LightningArguments
@@ -34,7 +34,7 @@ def commented_yaml(config: TrainerConfig, *, schema: str | None = None) -> str:
     """
     lines = [f"# yaml-language-server: $schema={schema}"] if schema else []
     lines += _comment(_HEAD, 0)
-    data = config.model_dump(mode="json")
+    data = as_data(config)
     fields = _fields(config)
     own = [name for name in fields if name not in LightningArguments.model_fields]
     lightning = [name for name in fields if name in LightningArguments.model_fields]

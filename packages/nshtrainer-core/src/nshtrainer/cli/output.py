@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -41,6 +42,12 @@ def write_result(text: str, out: Path | None) -> None:
         atomic_write_text(out, text)
     except OSError as error:
         raise OutputError(
-            f"{out} cannot be written: {error.strerror or error}; choose another file"
+            f"{out} cannot be written: {_reason(error)}; choose another file"
         ) from error
     click.echo(f"wrote {out}", err=True)
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, (FileExistsError, NotADirectoryError)) and error.filename:
+        return f"{os.fsdecode(error.filename)} is no folder"
+    return (error.strerror or str(error)).partition(";")[0]  # what is behind it is advice

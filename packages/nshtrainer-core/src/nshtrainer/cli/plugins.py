@@ -58,7 +58,10 @@ class Row:
 def plugins(ctx: click.Context, as_json: bool, load: bool) -> None:
     """List what is installed, and in which state it is.
 
-    Nothing is imported, unless --load is given.
+    Nothing is imported, unless --load is given: until then a plugin that can be found is `available`,
+    whether it works or not. Other states are `loaded`, `disabled` (by a switch), `clash` (two
+    distributions provide one name), `unavailable` (of no use here, says the plugin), `incompatible` (it
+    needs another nshtrainer-core) and `broken`; those that keep a plugin from use say what to do.
     """
     if load:
         with _not_strict(), plugins_print_to_stderr():
@@ -165,4 +168,7 @@ def _text(rows: list[Row]) -> Iterator[str]:
     for dist in _missing():
         yield f"not installed: {dist}; {install_command(dist)}"
     clear = sum(row.state not in _FAULTY for row in rows)
-    yield f"{len(rows)} plugins of {len(dists)} distributions, {len(rows) - clear} of them with a fault."
+    unseen = sum(row.state == "available" for row in rows)
+    hint = f", {unseen} not loaded yet: --load tells whether they work" if unseen else ""
+    faulty = len(rows) - clear
+    yield f"{len(rows)} plugins of {len(dists)} distributions, {faulty} of them with a fault{hint}."

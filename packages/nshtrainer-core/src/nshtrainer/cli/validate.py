@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from nshtrainer.callbacks.base import CallbackConfigBase, callback_registry
 from nshtrainer.callbacks.conflicts import check_config
 from nshtrainer.config_files import format_of as config_format
 from nshtrainer.config_files import parse, read_text
 from nshtrainer.errors import ConfigError, NshTrainerError
+from nshtrainer.plugins.catalogue import CORE, FAMILIES
 from nshtrainer.plugins.policy import using_policy
 from nshtrainer.trainer.config import SLOTS, TrainerConfig
 
@@ -34,7 +35,8 @@ __all__ = ["validate"]
 def validate(ctx: click.Context, file: Path, as_json: bool, build: bool) -> None:
     """Check the config FILE (YAML, JSON or TOML); exit status 1 if it cannot be used.
 
-    Fields, names, values and conflicts that plugins know of are checked. Nothing is written.
+    Fields, names, values, callbacks that stand twice, and conflicts that plugins know of are checked.
+    Nothing is written.
     """
     report: dict[str, Any] = {"file": str(file), "ok": True}
     try:
@@ -68,7 +70,9 @@ def _summary(report: dict[str, Any]) -> str:
 def _examine(file: Path, *, build: bool) -> dict[str, Any]:
     config = parse(TrainerConfig, read_text(file), config_format(file), source=str(file))
     with using_policy(config.plugins):
+        doubled = _doubled(config)
         try:
+            _refuse_own(doubled)
             check_config(config)
         except ConfigError as error:
             raise ConfigError(f"{file}: {error}") from error
@@ -81,16 +85,41 @@ def _examine(file: Path, *, build: bool) -> dict[str, Any]:
     return {
         "callbacks": [c.identity for c in held],
         "loggers": [str(getattr(x, "name", "")) for x in config.loggers if x.enabled],
-        "notes": list(_notes(config)),
+        "notes": [
+            f"{_twice(several)}; a run may refuse that: {_ONE_ONLY}" for several in doubled.values()
+        ],
     }
 
 
-def _notes(config: TrainerConfig) -> Iterator[str]:
-    """What is allowed but may not be meant."""
-    times = Counter(c.identity for c in config.callbacks if not c.metadata.ignore_if_exists)
-    for identity, count in times.items():
-        if count > 1:
-            yield (
-                f"{identity!r} stands {count} times in `callbacks`; a run may refuse that: "
-                "remove one, or tell them apart with different `label`s"
-            )
+_ONE_ONLY = "remove one, or tell them apart with different `label`s"
+
+
+def _doubled(config: TrainerConfig) -> dict[str, list[CallbackConfigBase]]:
+    """Identity -> the entries of `callbacks` that share it, where several do."""
+    found: dict[str, list[CallbackConfigBase]] = {}
+    for held in config.callbacks:
+        if not held.metadata.ignore_if_exists:
+            found.setdefault(held.identity, []).append(held)
+    return {identity: several for identity, several in found.items() if len(several) > 1}
+
+
+def _twice(several: list[CallbackConfigBase]) -> str:
+    return f"{several[0].identity!r} stands {len(several)} times in `callbacks`"
+
+
+def _refuse_own(doubled: Mapping[str, list[CallbackConfigBase]]) -> None:
+    """A run keeps the state of each of our callbacks under its identity, and so takes one of each.
+
+    Of somebody else's that is not known before they are made.
+
+    Raises:
+        ConfigError: One of ours stands twice.
+    """
+    for several in doubled.values():
+        if all(_is_ours(held) for held in several):
+            raise ConfigError(f"{_twice(several)}; {_ONE_ONLY}")
+
+
+def _is_ours(held: CallbackConfigBase) -> bool:
+    entry = callback_registry.entry_of(type(held))
+    return entry is not None and entry.dist in {CORE, *FAMILIES}

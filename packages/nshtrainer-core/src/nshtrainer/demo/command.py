@@ -2,46 +2,53 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
+from nshtrainer.cli.output import OutputError
+from nshtrainer.directory import DirectoryConfig
 from nshtrainer.errors import ConfigError, NshTrainerError
+from nshtrainer.run.run import check_root, project_root
 from nshtrainer.trainer.config import TrainerConfig
 
-from .config import demo_config
-
-if TYPE_CHECKING:
-    from nshtrainer.trainer.trainer import Trainer
+from .config import PROJECT, demo_config
 
 __all__ = ["demo"]
 
 
 @click.command()
 @click.option(
+    "--dir",
+    "root",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where nshtrainer_logs is made, or with --resume looked for; the current folder by default.",
+)
+@click.option(
+    "--epochs",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Train until there are N epochs in all, those before --resume included; 15 by default.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the newest run of the demo, from its last checkpoint.",
+)
+@click.option(
     "--config",
     "config_file",
+    metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Make a new run with this YAML, JSON or TOML file.",
+    help="Make a new run with this YAML, JSON or TOML file; not with --resume.",
 )
 @click.option(
     "--write-config",
+    metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Write the demo's configuration to a file, and stop.",
-)
-@click.option(
-    "--resume", is_flag=True, help="Go on with the newest run of the demo in this folder."
-)
-@click.option("--epochs", type=click.IntRange(min=1), help="Train until this epoch.")
-@click.option(
-    "--dir",
-    "root",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Where to make nshtrainer_logs; the current folder by default.",
+    help="Write the configuration to a file, and train nothing; not with --resume.",
 )
 def demo(
     config_file: Path | None,
@@ -50,112 +57,91 @@ def demo(
     epochs: int | None,
     root: Path | None,
 ) -> None:
-    """Train a small CNN on handwritten digits: a real run, under a minute on two cores."""
-    root = None if root is None else root.absolute()
-    missing: dict[str, str] = {}
+    """Train a small CNN on handwritten digits: a real run, under a minute on two cores.
+
+    It uses every callback and logger that is installed here and fits, and says at the end how good the
+    network is, where everything lies, and how to go on.
+    """
     if resume:
-        config = _newest_run(root or Path.cwd())
-    elif config_file is not None:
-        config = TrainerConfig.from_file(config_file).reset_run()
-    else:
-        config, missing = demo_config(root)
+        _refuse_with_resume({"--config": config_file, "--write-config": write_config})
+    root = None if root is None else root.resolve()
+    config, missing = _configuration(config_file, root, resume=resume)
     if epochs is not None:
         config.max_epochs = epochs
     if write_config is not None:
-        click.echo(f"wrote {config.to_file(write_config)}")
+        click.echo(f"wrote {config.to_file(write_config)}", err=True)
         return
-    _say_missing(missing)
-    _train(config)
-
-
-def _say_missing(missing: dict[str, str]) -> None:
     for name, reason in missing.items():
         click.echo(f"left out: {name}: {reason}")
+    _check_place(config.directory)
+
+    from .training import train
+
+    train(config)
 
 
-def _newest_run(root: Path) -> TrainerConfig:
-    """The recorded configuration of the newest run of the demo, set to go on from its last checkpoint.
+def _refuse_with_resume(options: dict[str, Path | None]) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise click.UsageError(
+                f"--resume goes on with the configuration that the run has recorded, so {option} does "
+                f"not go with it; leave one of them out"
+            )
+
+
+def _configuration(
+    file: Path | None, root: Path | None, *, resume: bool
+) -> tuple[TrainerConfig, dict[str, str]]:
+    """What to train, and what had to be left out: callback or logger -> the reason."""
+    if resume:
+        return newest_run(root), {}
+    if file is None:
+        return demo_config(root)
+    config = TrainerConfig.from_file(file).reset_run()
+    if root is not None:
+        config.directory = config.directory.replace(project_root=root)
+    return config, {}
+
+
+def newest_run(root: Path | None) -> TrainerConfig:
+    """The recorded configuration of the newest run of the demo, set to go on where it lies now.
+
+    Args:
+        root: The folder with `nshtrainer_logs`; None is the current one.
 
     Raises:
         ConfigError: There is none.
     """
-    records = (root / "nshtrainer_logs").glob("*/config.yaml")
+    here = DirectoryConfig(project_root=root)
+    records = (project_root(here) / here.logdir_basename).glob("*/config.yaml")
     for path in sorted(records, key=lambda p: p.stat().st_mtime_ns, reverse=True):
         try:
             config = TrainerConfig.from_file(path)
         except NshTrainerError:
             continue  # another program's run; what it needs may not be installed here
-        if config.project == "nshtrainer-demo":
-            return config.replace(ckpt_path="last")
-    raise ConfigError(f"there is no run of the demo in {root}; start one with `nshtrainer demo`")
-
-
-def _train(config: TrainerConfig) -> None:
-    from nshtrainer.trainer.trainer import Trainer
-
-    from .digits import DigitsData, DigitsModel
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    os.environ.setdefault("WANDB_SILENT", "true")
-    with warnings.catch_warnings():
-        # 1,437 images in memory: worker processes would only slow this down.
-        warnings.filterwarnings("ignore", message=".*does not have many workers")
-        warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning, on a recent torch
-        trainer, model, data = Trainer(config), DigitsModel(), DigitsData()
-        trainer.fit(model, datamodule=data)
-        if "val_acc" not in trainer.callback_metrics:
-            raise ConfigError(
-                f"nothing was trained: the run has its {trainer.current_epoch} epochs already; "
-                f"go on with `nshtrainer demo --resume --epochs {trainer.current_epoch + 5}`"
-            )
-        score = float(trainer.callback_metrics["val_acc"])
-        again = _validate_best(trainer, model, data)
-    _report(trainer, score, again)
-
-
-def _validate_best(trainer: Trainer, model: Any, data: Any) -> tuple[float, float] | None:
-    """The recorded score of the best checkpoint, and the one that it has after reloading."""
-    best: str = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    if not best:
-        return None
-    recorded = float(getattr(trainer.checkpoint_callback, "best_model_score", None) or "nan")
-    (metrics,) = trainer.validate(model, datamodule=data, ckpt_path=best, verbose=False)
-    return recorded, float(metrics["val_acc"])
-
-
-def _report(trainer: Trainer, score: float, again: tuple[float, float] | None) -> None:
-    directory = trainer.config.run.directory
-    click.echo(
-        f"\naccuracy on {len(_held_out())} held-out images: {score:.2%} after the last epoch"
+        if config.project == PROJECT:
+            return config.replace(ckpt_path="last", directory=here, id=path.parent.name)
+    raise ConfigError(
+        f"there is no run of the demo in {project_root(here)}; start one with `nshtrainer demo`, or "
+        f"name the folder of an earlier one with --dir"
     )
-    if again is not None:
-        recorded, reloaded = again
-        same = "the same, exactly" if recorded == reloaded else "NOT THE SAME"
-        click.echo(
-            f"best checkpoint: {recorded:.2%}; reloaded and measured again: {reloaded:.2%} ({same})"
-        )
-    click.echo(f"run {trainer.config.run.id}: {directory.root}")
-    for label, path in _places(directory.root):
-        click.echo(f"  {label:<12}{path.relative_to(directory.root)}")
-    root = trainer.config.directory.project_root
-    where = "" if root is None else f" --dir {root}"
-    if again is not None:
-        epochs = trainer.current_epoch + 5
-        click.echo(f"train on:      nshtrainer demo --resume --epochs {epochs}{where}")
-    click.echo(f"the same run:  nshtrainer demo --config {directory.root / 'config.yaml'}")
 
 
-def _held_out() -> range:
-    return range(0, 1797, 5)
+def _check_place(directory: DirectoryConfig) -> None:
+    """Find out before torch is imported that the run could not write; nothing is left behind.
 
-
-def _places(root: Path) -> list[tuple[str, Path]]:
-    found = [
-        ("metrics", next(root.glob("log/csv/**/metrics.csv"), None)),
-        ("best", next(root.glob("checkpoint/best_*.ckpt"), None)),
-        ("last", next(root.glob("checkpoint/last.ckpt"), None)),
-        ("wandb", next(root.glob("log/wandb"), None)),
-        ("config", next(root.glob("config.yaml"), None)),
-        ("record", next(root.glob("run.json"), None)),
-    ]
-    return [(label, path) for label, path in found if path is not None]
+    Raises:
+        ConfigError: A file is in the way.
+        OutputError: The folder, or the one that it would be made in, takes no files.
+    """
+    check_root(directory)
+    folder = project_root(directory).absolute() / directory.logdir_basename
+    there = next(path for path in (folder, *folder.parents) if path.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"the run would write to {folder}, but {there} takes no files: "
+            f"{error.strerror or error}; name another folder with --dir"
+        ) from error

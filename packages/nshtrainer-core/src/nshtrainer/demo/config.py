@@ -10,7 +10,10 @@ from nshtrainer.loggers.base import logger_registry
 from nshtrainer.plugins.catalogue import CALLBACKS, LOGGERS, install_command
 from nshtrainer.trainer.config import SLOTS, TrainerConfig
 
-__all__ = ["demo_config"]
+__all__ = ["PROJECT", "demo_config"]
+
+PROJECT = "nshtrainer-demo"
+"""The project of every run of the demo, by which `--resume` knows them."""
 
 _SLOTS: dict[str, dict[str, Any]] = {
     "checkpoint_saving": {"trial": True},
@@ -50,7 +53,7 @@ def demo_config(
     config = TrainerConfig.model_validate(
         {
             "name": ["digits"],
-            "project": "nshtrainer-demo",
+            "project": PROJECT,
             "notes": ["a small CNN on scikit-learn's digits"],
             "seed": 1,
             "directory": {"project_root": project_root},

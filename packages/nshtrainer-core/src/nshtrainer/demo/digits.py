@@ -64,10 +64,14 @@ class DigitsModel(pl.LightningModule):
         learning_rate: Peak of the schedule; see `learning_rate_factor`.
     """
 
+    num_batches: int
+    """How many batches this process has trained on."""
+
     def __init__(self, width: int = 24, learning_rate: float = 4e-3) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.learning_rate = learning_rate
+        self.num_batches = 0
         self.net = nn.Sequential(
             nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
             nn.MaxPool2d(2),
@@ -82,6 +86,7 @@ class DigitsModel(pl.LightningModule):
 
     @override
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        self.num_batches += 1
         loss = functional.cross_entropy(self(batch[0]), batch[1])
         self.log("train_loss", loss, prog_bar=True)
         return loss

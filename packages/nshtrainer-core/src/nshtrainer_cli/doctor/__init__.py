@@ -62,12 +62,17 @@ def main(args: Sequence[str] | None = None) -> int:
         prog="nshtrainer doctor",
         description="Examine this environment: versions, package metadata, plugins, switches. "
         "Runs even where nshtrainer itself cannot be imported. Exit status 1 if something failed.",
+        add_help=False,  # argparse's own is silent where stdout takes nothing
     )
+    parser.add_argument("-h", "--help", action="store_true", help="show this message and exit")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
     parser.add_argument(
         "--deep", action="store_true", help="also import every plugin's config, to find slow ones"
     )
     options = parser.parse_args(args)
+    if options.help:
+        sys.stdout.write(parser.format_help())
+        return 0
     findings = examine(deep=options.deep)
     status = worst(findings)
     text = _as_json(findings, status) if options.json else _as_text(findings)
