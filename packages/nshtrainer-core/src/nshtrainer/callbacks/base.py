@@ -6,13 +6,12 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from pydantic import AfterValidator, BaseModel, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 from pydantic._internal._model_construction import ModelMetaclass
 from pydantic_core import PydanticCustomError
 from typing_extensions import dataclass_transform
 
 from nshtrainer.config import Config
-from nshtrainer.errors import PluginContractError
 from nshtrainer.plugins import catalogue
 from nshtrainer.plugins.manifest import CALLBACKS
 from nshtrainer.registry import Registry
@@ -112,43 +111,17 @@ class CallbackConfigBase(Config, metaclass=_CallbackConfigMeta):
             PluginContractError: `create_callbacks` gave something else than callbacks, or called
                 `sys.exit`.
         """
-        for callback in self._created(trainer_config):
+        from .creation import created
+
+        for callback in created(self, trainer_config):
             if metadata_of(callback) is None:
                 self.with_metadata(callback)
             yield callback
-
-    def _created(self, trainer_config: TrainerConfig) -> Iterator[Callback]:
-        """What `create_callbacks` gives, each checked: users' classes are not type-checked."""
-        from lightning.pytorch.callbacks import Callback
-
-        what = f"{type(self).__module__}.{type(self).__qualname__}.create_callbacks"
-        try:
-            made: Any = self.create_callbacks(trainer_config)
-            if isinstance(made, (Callback, BaseModel)) or not isinstance(made, Iterable):
-                raise PluginContractError(
-                    f"{what} returned {_told(made)}, not several callbacks; `yield` each of them, "
-                    f"or return a list (an empty one for none)"
-                )
-            for callback in cast("Iterable[Any]", made):
-                if not isinstance(callback, Callback):
-                    raise PluginContractError(
-                        f"{what} gave {_told(callback)}, which is no callback of lightning.pytorch; "
-                        f"`yield` the callback itself, and nothing where there is none"
-                    )
-                yield callback
-        except SystemExit as error:
-            raise PluginContractError(
-                f"{what} tried to end the program ({error!r}); raise an error that says what is wrong"
-            ) from error
 
     def with_metadata(self, callback: Callback, **overrides: Any) -> Callback:
         """Attach this configuration's metadata with *overrides* to one callback that it yields."""
         callback.__dict__[_ATTRIBUTE] = self.metadata.replace(**overrides)
         return callback
-
-
-def _told(value: object) -> str:
-    return "None" if value is None else f"{value!r:.80} ({type(value).__qualname__})"
 
 
 _ATTRIBUTE = "_nshtrainer_metadata"
