@@ -2,6 +2,8 @@
 
 `skip: next` in a comment leaves a block out, and an `invisible-code-block: python` prepares one.
 Where Sybil is missing (one package's tests in an environment of their own), no document is collected.
+
+Files with slow tests begin first.
 """
 
 from __future__ import annotations
@@ -9,12 +11,17 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
+
 # The processes that tests start would else compile torch and Lightning anew, each of them.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+SLOW_MARKS = {"slow", "packaging", "distributed"}
 
 DOCUMENTS = ("README.md", "docs/*.md", "packages/*/README.md", "examples/*/README.md")
 
@@ -46,6 +53,14 @@ def leave_document(namespace: dict[str, Any]) -> None:
 def _restore_environment(variables: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(variables)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests go first: a long one that begins last would have a process to itself."""
+    slow = Counter(
+        item.path for item in items if SLOW_MARKS & {mark.name for mark in item.iter_markers()}
+    )
+    items.sort(key=lambda item: -slow[item.path])
 
 
 if importlib.util.find_spec("sybil") is not None:

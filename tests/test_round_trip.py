@@ -28,6 +28,8 @@ from nshtrainer import (
 )
 from nshtrainer.trainer.config import SLOTS
 
+pytestmark = pytest.mark.filterwarnings("ignore:`plugins:UserWarning")  # names of nothing
+
 quick = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 deep = settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
 
