@@ -1,7 +1,7 @@
 """Norms of gradients: one fused pass, in at least fp32, right for sharded tensors, on the device.
 
 Per tensor first, then a total from those norms, so asking for both costs one read of the
-gradients. Nothing here waits for the device, except `non_finite_names`.
+gradients. Nothing here waits for the device, except what returns names.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ _torch: Any = torch
 
 _Kind: TypeAlias = tuple[torch.device, torch.dtype]
 
-__all__ = ["GradientNorms", "measure_norms", "non_finite_names"]
+__all__ = [
+    "GradientNorms",
+    "largest_names",
+    "measure_norms",
+    "non_finite_names",
+    "scale_in_place",
+]
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,43 @@ def non_finite_names(names: Sequence[str], grads: Sequence[Tensor]) -> list[str]
     flags = torch.isfinite(torch.stack([norm.to(home, torch.float32) for norm in largest]))
     values = cast("list[bool]", flags.tolist())  # pyright: ignore[reportUnknownMemberType] -- torch's stub
     return [name for name, is_finite in zip(names, values, strict=True) if not is_finite]
+
+
+def largest_names(
+    names: Sequence[str], grads: Sequence[Tensor], p: float, scale: Tensor | None, count: int
+) -> list[tuple[str, float]]:
+    """Return the *count* largest gradients, by p-norm, what is not finite first; one wait."""
+    if not grads:
+        return []
+    norms = _norms(grads, p, scale, _one_kind(grads))
+    home = norms[0].device
+    stacked = torch.stack([norm.to(home, torch.float32) for norm in norms])
+    values = cast("list[float]", stacked.tolist())  # pyright: ignore[reportUnknownMemberType] -- torch's stub
+    ranked = sorted(
+        zip(names, values, strict=True),
+        key=lambda item: item[1] if math.isfinite(item[1]) else math.inf,
+        reverse=True,
+    )
+    return ranked[:count]
+
+
+def scale_in_place(grads: Sequence[Tensor], coefficient: Tensor) -> None:
+    """Multiply *grads* by *coefficient*, 0-dim; of DTensors each rank does its own part."""
+    groups: dict[_Kind, list[Tensor]] = {}
+    for grad in grads:
+        stored = grad if type(grad) is Tensor else _stored_part(grad)
+        if stored.is_sparse:
+            stored = stored._values()  # `values()` refuses what is not coalesced
+        groups.setdefault((stored.device, stored.dtype), []).append(stored)
+    for (device, _), members in groups.items():
+        _torch._foreach_mul_(members, coefficient.to(device, non_blocking=True))
+
+
+def _stored_part(grad: Tensor) -> Tensor:
+    """Return the tensor in which this rank keeps its part; a sum over ranks scales by its parts."""
+    from torch.distributed.tensor import DTensor
+
+    return grad.to_local() if isinstance(grad, DTensor) else grad
 
 
 def _norms(

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from nshtrainer.errors import ConfigError
-from nshtrainer.runtime.gradient_norms import GradientNorms, measure_norms, non_finite_names
+from nshtrainer.runtime.gradient_norms import (
+    GradientNorms,
+    largest_names,
+    measure_norms,
+    non_finite_names,
+    scale_in_place,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -75,6 +83,9 @@ class StepOutcome:
     `GradientPipeline.supports_device_skip` says so."""
     reason: str
     """Why, for people; a short constant, since skips are counted by it."""
+    coefficient: Tensor | None = None
+    """What to multiply the gradients by: 0-dim, in (0, 1], the same on all ranks. The smallest of
+    all clients' is applied once, when all have decided; Lightning clips after that."""
 
 
 @dataclass(eq=False)
@@ -109,6 +120,10 @@ class GradientStep:
     """Reasons whose truth only the device knows, each with its 0-dim flag."""
     request: GradientRequest | None = None
     """The union of the requests."""
+    coefficient: Tensor | None = None
+    """What the gradients were multiplied by after they were measured, as clients asked; 0-dim."""
+    released: list[tuple[str, Tensor]] = field(default_factory=list["tuple[str, Tensor]"])
+    """Names and gradients of a step that the host skipped, until its outcome was told."""
 
     @property
     def grads(self) -> list[Tensor | None]:
@@ -151,32 +166,75 @@ class GradientStep:
         if self.norms is None or not self._clips_by_norm() or 2.0 not in self.norms.totals:
             return None
         limit = float(self.trainer.gradient_clip_val or 0.0)
-        return (limit / (self.norms.totals[2.0] + _CLIP_EPSILON)).clamp(max=1.0)
+        total = self.norms.totals[2.0]
+        if self.coefficient is not None:
+            total = total * self.coefficient
+        return (limit / (total + _CLIP_EPSILON)).clamp(max=1.0)
 
     def measure_clipped(self) -> GradientNorms | None:
         """Return the norms of the clipped gradients; to be called before they are released.
 
-        From the coefficient where it is known, else by a second pass.
+        From the coefficients where they are known, else by a second pass.
         """
-        if self.norms is None or self._is_unclipped():
-            return self.norms
+        norms = self.norms
+        if norms is not None and self.coefficient is not None:
+            norms = norms.scaled_by(self.coefficient)
+        if norms is None or self._is_unclipped():
+            return norms
         coefficient = self.clip_coefficient()
-        return self.measure() if coefficient is None else self.norms.scaled_by(coefficient)
+        return self.measure() if coefficient is None else norms.scaled_by(coefficient)
 
     def non_finite_parameters(self) -> list[str]:
-        """Return the names of parameters whose gradient has a NaN or Inf, before they are released.
+        """Return the names of parameters whose gradient has a NaN or Inf.
 
         Exact, unlike `GradientNorms.finite`; waits for the device, and is a collective where
-        gradients are sharded: for the rare step that needs an explanation.
+        gradients are sharded: for the rare step that needs an explanation. Of a step that the host
+        skipped it can be asked until the end of the outcome phase.
         """
         return non_finite_names(*self._present())
 
+    def largest_parameters(self, norm_type: float, count: int) -> list[tuple[str, float]]:
+        """Return the *count* parameters with the largest gradients, largest first: name and norm.
+
+        Unscaled; what is not finite comes before all numbers. When to ask, and at what cost: as
+        `non_finite_parameters`.
+        """
+        return largest_names(*self._present(), norm_type, self.scale, count)
+
+    def largest_over_ranks(self, value: Tensor) -> Tensor:
+        """Return the largest *value* of all ranks, 0-dim; all must call.
+
+        With several ranks NaN counts as Inf, since a reduction may drop it, and the answer is on the
+        strategy's device. The host does not wait where torch.distributed does the work.
+        """
+        if self.trainer.world_size == 1:
+            return value
+        value = torch.nan_to_num(
+            value.detach().to(self.trainer.strategy.root_device), nan=math.inf, posinf=math.inf
+        )
+        if dist.is_available() and dist.is_initialized():
+            # Not `strategy.reduce`: Lightning puts a barrier before it, for which NCCL lets the
+            # host wait.
+            dist.all_reduce(value, op=dist.ReduceOp.MAX)
+            return value
+        strategy: Any = self.trainer.strategy
+        return strategy.reduce(value, reduce_op="max")
+
+    def scale_gradients(self, coefficient: Tensor) -> None:
+        """Multiply this optimizer's gradients in place by *coefficient*, 0-dim; no host wait."""
+        scale_in_place([grad for grad in self.grads if grad is not None], coefficient)
+        before = self.coefficient
+        self.coefficient = coefficient if before is None else before * coefficient
+
     def release_gradients(self) -> None:
         """Set this optimizer's gradients to `None`, so that its step changes nothing at all."""
+        self.released = list(zip(*self._present(), strict=True))
         for parameter in self.parameters:
             parameter.grad = None
 
     def _present(self) -> tuple[list[str], list[Tensor]]:
+        if self.released:
+            return [name for name, _ in self.released], [grad for _, grad in self.released]
         names: list[str] = []
         grads: list[Tensor] = []
         for name, parameter in zip(self.names, self.parameters, strict=True):

@@ -114,8 +114,9 @@ class GradientPipeline:
                 with a fused optimizer they are still scaled (`step.scale`), so stay linear.
             request: Says what to measure at this step; the answer has to be the same on all
                 ranks. Without any request nothing is computed.
-            decide: Says whether to skip. With several ranks the answers are combined with one
-                small reduction, so a skip on one is a skip on all.
+            decide: Says whether to skip, or what to multiply the gradients by. With several ranks
+                the former answers are combined with one small reduction, so a skip on one is a skip
+                on all.
             observe: Sees the step after clipping, gradients included where the step ran.
             outcome: Told exactly once per attempt whether the step was skipped; a 0-dim bool
                 tensor where only the device knows.
@@ -253,6 +254,9 @@ class GradientPipeline:
             step.skipped = True
         elif flag is not None:
             step.skipped = flag
+        coefficients = [o.coefficient for o in outcomes if o.coefficient is not None]
+        if coefficients and step.skipped is not True:
+            step.scale_gradients(_smallest(coefficients))
 
     def _execute(self, slot: ObservedOptimizer, step: GradientStep) -> None:
         if step.skipped is False or step.scale is not None:
@@ -296,6 +300,7 @@ class GradientPipeline:
             step.clipped = step.measure_clipped()
         self._call_all("observe", step)
         self._call_all("outcome", step, step.skipped)
+        step.released = []
         if isinstance(step.skipped, Tensor):
             self._counts.add(step.skipped, step.flags, OTHER_RANK)
         elif step.skipped:
@@ -342,14 +347,20 @@ def _any_flag(flags: list[Tensor]) -> Tensor | None:
     return first
 
 
+def _smallest(coefficients: list[Tensor]) -> Tensor:
+    first, *others = coefficients
+    for other in others:
+        first = torch.minimum(first, other.to(first.device, first.dtype))
+    return first
+
+
 def _agree(step: GradientStep, flag: Tensor | None) -> Tensor:
     """Return the decision that all ranks share: skip if any rank wants to."""
     device = step.trainer.strategy.root_device
     mine = torch.zeros((), device=device) if flag is None else flag.to(device, torch.float32)
     if step.reasons:
         mine = torch.ones_like(mine)
-    strategy: Any = step.trainer.strategy
-    return strategy.reduce(mine, reduce_op="max") > 0
+    return step.largest_over_ranks(mine) > 0
 
 
 def _fetch(skipped: Tensor, flags: list[tuple[str, Tensor]]) -> tuple[bool, tuple[str, ...]]:

@@ -8,12 +8,12 @@ from torch import Tensor
 __all__ = ["should_skip"]
 
 
-def should_skip(norm: Tensor, threshold: float, *, skip_non_finite: bool) -> Tensor:
+def should_skip(norm: Tensor, threshold: float | Tensor, *, skip_non_finite: bool) -> Tensor:
     """Decide whether a step with gradient norm *norm* is skipped.
 
     Args:
         norm: Gradient norm, shape `()`, any float dtype.
-        threshold: Largest finite norm that is applied; `inf` applies them all.
+        threshold: Largest finite norm that is applied, a number or shape `()`; `inf` applies all.
         skip_non_finite: Whether a NaN or Inf norm is skipped.
 
     Returns:
