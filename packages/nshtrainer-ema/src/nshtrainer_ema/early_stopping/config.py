@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
     from nshtrainer.trainer.config import TrainerConfig
 
-__all__ = ["EarlyStoppingCallbackConfig"]
+__all__ = ["EarlyStoppingCallbackConfig", "PatienceUnit"]
+
+PatienceUnit = Literal["checks", "steps", "seconds", "minutes", "hours"]
 
 
 @callback_registry.register
@@ -33,10 +35,20 @@ class EarlyStoppingCallbackConfig(CallbackConfigBase):
     """What to wait for; None is the run's `primary_metric`."""
 
     patience: NonNegativeInt
-    """After so many checks in a row without a better value, training ends; 0 means the same as 1."""
+    """For how long the metric may fail to get better before training ends, in `patience_unit`; looked
+    at when the metric is checked. 0 ends it at the first check without a better value."""
+
+    patience_unit: PatienceUnit = "checks"
+    """What patience counts: checks in a row, optimizer steps (`trainer.global_step`), or time spent
+    training, validation included, by rank 0's monotonic clock. Resumed runs add up; the time between
+    them does not count."""
 
     min_delta: NonNegativeFloat = 1.0e-8
-    """By how much a value must beat the best one to count as better."""
+    """By more than this a value must beat the best one to count as better."""
+
+    min_delta_mode: Literal["absolute", "relative"] = "absolute"
+    """Whether `min_delta` is in the metric's own unit, or a fraction of the size of the best value:
+    0.01 is one percent of it, for negative values too. Of a best value of 0 that is 0."""
 
     min_lr: NonNegativeFloat | None = None
     """End the training when the learning rate, having been above this, has come down to it or
@@ -56,6 +68,14 @@ class EarlyStoppingCallbackConfig(CallbackConfigBase):
 
     divergence_threshold: Real | None = None
     """End the training once the metric is worse than this."""
+
+    restore_best_weights: bool = False
+    """When this ends training, load the weights of the best checkpoint into the module. Needs a
+    checkpoint callback that keeps the best by the same metric; with EMA, what was evaluated is loaded."""
+
+    log_metrics: bool = True
+    """Send `early_stopping/wait_count`, `early_stopping/best` and, when training is ended,
+    `early_stopping/stopping_reason` to the loggers at each check."""
 
     def metric_of(self, trainer_config: TrainerConfig) -> MetricConfig:
         """The metric to wait for in a run.

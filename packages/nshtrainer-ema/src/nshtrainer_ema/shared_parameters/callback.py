@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-import math
-from collections.abc import Iterable
-from types import FunctionType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 from typing_extensions import override
 
 from nshtrainer.callbacks.callback import ConfiguredCallback
-from nshtrainer.errors import NshTrainerError
 from nshtrainer.runtime.driver import attach
 from nshtrainer.runtime.gradients import GradientStep
 
 from .config import SharedParametersCallbackConfig
+from .factors import (
+    SharedParameter,
+    SharedParametersError,
+    declared_parameters,
+    tied_parameters,
+)
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -26,17 +28,18 @@ __all__ = ["SharedParametersCallback", "SharedParametersError"]
 
 log = logging.getLogger(__name__)
 
-
-class SharedParametersError(NshTrainerError, ValueError):
-    """A module's `shared_parameters` is missing or does not say what it should."""
+_SHOWN = 10
+"""So many parameters are named in the log; the rest is a number."""
 
 
 class SharedParametersCallback(ConfiguredCallback[SharedParametersCallbackConfig]):
     """Divides the gradient of each shared parameter by its factor.
 
-    The module's property `shared_parameters` gives pairs of a parameter and a factor. It is read
-    once, when training starts. The division happens once per optimizer step, after accumulation
-    and before clipping, for the parameters of that optimizer.
+    The module's property `shared_parameters` gives pairs of a parameter and a factor; without the
+    property, each parameter that the module has under several names is divided by their number.
+    Both are read once, when training starts, and what is done is logged then, on rank zero. The
+    division happens once per optimizer step, after accumulation and before clipping, for the
+    parameters of that optimizer; it needs no communication and no wait for the device.
     """
 
     config_class = SharedParametersCallbackConfig
@@ -45,8 +48,16 @@ class SharedParametersCallback(ConfiguredCallback[SharedParametersCallbackConfig
         self, config: SharedParametersCallbackConfig | None = None, **options: Any
     ) -> None:
         super().__init__(config, **options)
-        self._factors: dict[int, tuple[str, float]] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._shared: dict[int, SharedParameter] = {}
         self._without_gradient: set[str] = set()
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """Name of each shared parameter to what its gradient is divided by; empty unless training."""
+        return {shared.name: shared.factor for shared in self._shared.values()}
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -62,113 +73,105 @@ class SharedParametersCallback(ConfiguredCallback[SharedParametersCallbackConfig
         Raises:
             SharedParametersError: There are none, or they are not what they should be.
         """
-        self._factors = read_shared_parameters(pl_module)
-        self._without_gradient = set()
-        log.debug("gradients are divided by: %s", dict(self._factors.values()))
+        self._forget()
+        shared, report = find_shared_parameters(pl_module, detect_ties=self.config.detect_ties)
+        self._shared = {id(each.parameter): each for each in shared}
+        if trainer.is_global_zero:
+            log.log(logging.INFO if shared else logging.WARNING, "%s", report)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._forget()
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._forget()
 
     def _transform(self, step: GradientStep) -> None:
+        grads: dict[float, list[Tensor]] = {}
         missing: list[str] = []
         for parameter in step.parameters:
-            found = self._factors.get(id(parameter))
-            if found is None:
+            shared = self._shared.get(id(parameter))
+            if shared is None:
                 continue
-            name, factor = found
-            if parameter.grad is None:
-                missing.append(name)
-            else:
-                parameter.grad.div_(factor)
-        if new := [name for name in missing if name not in self._without_gradient]:
-            self._without_gradient.update(new)
-            if step.trainer.is_global_zero:
-                log.warning(
-                    "shared parameters without a gradient at step %d: %s; they are not scaled "
-                    "there. Take them out of shared_parameters if they are never used.",
-                    step.step,
-                    ", ".join(new),
-                )
+            if parameter.grad is not None:
+                grads.setdefault(shared.factor, []).append(parameter.grad)
+            elif parameter.requires_grad:
+                missing.append(shared.name)
+        for factor, divided in grads.items():
+            divide(divided, factor)
+        if missing:
+            self._warn_of_missing(step, missing)
+
+    def _warn_of_missing(self, step: GradientStep, missing: list[str]) -> None:
+        new = [name for name in missing if name not in self._without_gradient]
+        self._without_gradient.update(new)
+        if new and step.trainer.is_global_zero:
+            log.warning(
+                "shared parameters without a gradient at step %d: %s; they are not scaled "
+                "there. Take them out of shared_parameters if they are never used.",
+                step.step,
+                ", ".join(new),
+            )
 
 
-def read_shared_parameters(module: nn.Module) -> dict[int, tuple[str, float]]:
-    """Return name and factor of each shared parameter of *module*, by the parameter's id.
+def find_shared_parameters(
+    module: LightningModule, *, detect_ties: bool
+) -> tuple[list[SharedParameter], str]:
+    """Return the shared parameters of *module*, and a sentence that says what is done and why.
 
     Raises:
-        SharedParametersError: The property is missing, raises, or is a method; an entry is not a
-            pair; a parameter is not the module's own; a factor is not a finite number above 0; or
-            a parameter is listed twice with different factors.
+        SharedParametersError: There are none, or they are not what they should be.
     """
     owner = type(module).__qualname__
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    factors: dict[int, tuple[str, float]] = {}
-    for position, entry in enumerate(_entries(module, owner)):
-        where = f"entry {position} of {owner}.shared_parameters"
-        is_sequence = isinstance(entry, (tuple, list))
-        pair: list[Any] = [*cast("Iterable[Any]", entry)] if is_sequence else []
-        if len(pair) != 2:
-            raise SharedParametersError(
-                f"{where} is a {type(entry).__name__}; give pairs of a parameter and a factor, "
-                "such as (self.embedding.weight, 2)."
-            )
-        parameter, factor = pair
-        if not isinstance(parameter, Tensor):
-            raise SharedParametersError(
-                f"{where} begins with a {type(parameter).__name__}; give a parameter of the module, "
-                "such as self.embedding.weight."
-            )
-        name = names.get(id(parameter))
-        if name is None:
-            raise SharedParametersError(
-                f"{where} is a tensor of shape {tuple(parameter.shape)} that is not among the "
-                "module's parameters; give the parameter itself, not a view or a copy of it."
-            )
-        factor = _checked_factor(factor, f"the factor of {name!r}, {where},")
-        known = factors.setdefault(id(parameter), (name, factor))
-        if known[1] != factor:
-            raise SharedParametersError(
-                f"{name!r} is listed in {owner}.shared_parameters with the factors {known[1]:g} "
-                f"and {factor:g}; give one factor for each parameter."
-            )
-    return factors
+    declared, tied = declared_parameters(module), tied_parameters(module)
+    if declared is None:
+        if not (tied and detect_ties):
+            raise SharedParametersError(_nothing_to_scale(owner, tied))
+        why = "which the module has under several names"
+        return tied, f"gradients divided at each optimizer step: {_listed(tied)}; {why}"
+    report = f"gradients divided at each optimizer step: {_listed(declared)}"
+    if not declared:
+        report = f"{owner}.shared_parameters is empty: no gradient is scaled"
+    listed = {id(each.parameter) for each in declared}
+    if unlisted := [each.names for each in tied if id(each.parameter) not in listed]:
+        more = ", ".join(" = ".join(names) for names in unlisted[:_SHOWN])
+        report += f"; tied, but not in {owner}.shared_parameters, and left alone: {more}"
+    return declared, report
 
 
-def _checked_factor(factor: Any, what: str) -> float:
-    if not isinstance(factor, (int, float)) or isinstance(factor, bool):
-        raise SharedParametersError(f"{what} is {factor!r}; give a number, such as 2.")
-    if not (factor > 0 and math.isfinite(factor)):
-        raise SharedParametersError(
-            f"{what} is {factor}; gradients are divided by it, so give a finite number above 0."
-        )
-    return float(factor)
+@torch.no_grad()
+def divide(grads: list[Tensor], factor: float) -> None:
+    """Divide *grads* in place: plain dense ones in one call, sparse ones and DTensors each by itself."""
+    plain: list[Tensor] = []
+    for grad in grads:
+        if type(grad) is Tensor and grad.layout == torch.strided:
+            plain.append(grad)
+        else:
+            grad.div_(factor)
+    if plain:
+        torch._foreach_div_(plain, factor)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage] -- public only through optimizers
 
 
-def _entries(module: nn.Module, owner: str) -> Iterable[Any]:
-    example = (
-        "give it a property of that name:\n"
+def _listed(shared: list[SharedParameter]) -> str:
+    texts = [f"{' = '.join(each.names)} by {each.factor:g}" for each in shared[:_SHOWN]]
+    if len(shared) > _SHOWN:
+        texts.append(f"and {len(shared) - _SHOWN} more")
+    return ", ".join(texts)
+
+
+def _nothing_to_scale(owner: str, tied: list[SharedParameter]) -> str:
+    if tied:
+        why = f"and detect_ties is off ({_listed(tied)} would be divided with it)"
+    else:
+        why = "and none of its parameters has a second name"
+    return (
+        f"{owner} has no `shared_parameters`, {why}, so the callback shared_parameters has nothing "
+        "to do; give it a property of that name:\n"
         "    @property\n"
         "    def shared_parameters(self):\n"
-        "        return [(self.embedding.weight, 2)]"
+        "        return [(self.embedding.weight, 2)]\n"
+        "or switch the callback off."
     )
-    declared = inspect.getattr_static(module, "shared_parameters", None)
-    if declared is None:
-        raise SharedParametersError(
-            f"{owner} has no `shared_parameters`, which the callback shared_parameters needs; "
-            f"{example}\nor switch the callback off."
-        )
-    if isinstance(declared, (FunctionType, staticmethod, classmethod)):
-        raise SharedParametersError(
-            f"{owner}.shared_parameters is a method and should be a property; put @property above it."
-        )
-    try:
-        # Not by getattr: nn.Module turns an AttributeError inside of a property into a message
-        # that the property itself does not exist.
-        value: Any = (
-            declared.__get__(module, type(module)) if hasattr(declared, "__get__") else declared
-        )
-        entries: list[Any] = list(value)
-    except Exception as error:
-        raise SharedParametersError(
-            f"{owner}.shared_parameters raises {type(error).__name__}: {error}; "
-            "it should return pairs of a parameter and a factor. Repair the property."
-        ) from error
-    if not entries:
-        log.warning("%s.shared_parameters is empty: no gradient is scaled", owner)
-    return entries
