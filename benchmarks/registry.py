@@ -19,6 +19,7 @@ _MODULES = (
     "first_batch",
     "overhead",
     "checkpoint",
+    "ema",
 )
 
 Comparisons = Callable[[Settings], Iterator[Comparison]]

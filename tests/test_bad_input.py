@@ -47,7 +47,7 @@ FILES = {
     "field of another tool": Bad("zzz: 1", "zzz", "no such field; known: accelerator, "),
     "misspelt option": Bad(EMA % "every_n_step: 2", "callbacks[0].ema.every_n_step", "no such field; did you mean 'every_n_steps'"),
     "misspelt nested option": Bad("directory: {project_rot: x}", "directory.project_rot", "did you mean 'project_root'"),
-    "missing option": Bad("callbacks: [{name: ema}]", "callbacks[0].ema.decay", "Field required"),
+    "missing option": Bad("callbacks: [{name: ema}]", "callbacks[0].ema", "nothing says how fast the average moves; give `decay`"),
     "missing option of a slot": Bad("early_stopping: {}", "early_stopping.patience", "Field required"),
     "slot with another callback": Bad("early_stopping: {name: ema, decay: 0.9}", "early_stopping", "'ema' has no place here; expected 'early_stopping'"),
     "slot that is true": Bad("early_stopping: true", "early_stopping", "a mapping of options.* is expected, not bool"),

@@ -28,7 +28,16 @@ else:
         sys.path.pop(0)
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("import", "validation", "discovery", "resolve", "first_batch", "overhead", "checkpoint")
+NAMES = (
+    "import",
+    "validation",
+    "discovery",
+    "resolve",
+    "first_batch",
+    "overhead",
+    "checkpoint",
+    "ema",
+)
 
 
 def samples(*seconds: float) -> list[method.Sample]:

@@ -29,8 +29,21 @@ def averages(*more: dict[str, Any]) -> dict[str, Any]:
             {"callbacks": [{"name": "early_stopping", "patience": 3}]},
             "early_stopping has nothing to wait for",
         ),
+        (
+            {
+                "early_stopping": {"patience": 3, "metric": METRIC, "restore_best_weights": True},
+                "enable_checkpointing": False,
+            },
+            "enable_checkpointing=False forbids",
+        ),
     ],
-    ids=["two averages", "labels do not help", "no metric", "no metric in the list"],
+    ids=[
+        "two averages",
+        "labels do not help",
+        "no metric",
+        "no metric in the list",
+        "nothing to restore",
+    ],
 )
 def test_what_cannot_start_is_refused(values, said):
     """The check that every run and `nshtrainer validate` make names what would stop the run."""
@@ -46,9 +59,10 @@ def test_what_cannot_start_is_refused(values, said):
         averages({}, MAY_GIVE_WAY),
         {"early_stopping": {"patience": 3, "metric": METRIC}},
         {"early_stopping": {"patience": 3}, "primary_metric": METRIC},
+        {"early_stopping": {"patience": 3, "metric": METRIC, "restore_best_weights": True}},
         {"early_stopping": False},
     ],
-    ids=["nothing", "one", "one may give way", "own metric", "primary metric", "off"],
+    ids=["nothing", "one", "one may give way", "own metric", "primary metric", "restores", "off"],
 )
 def test_what_can_start_passes(values):
     """A run that could start is not refused."""

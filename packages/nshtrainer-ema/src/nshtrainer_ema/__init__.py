@@ -16,25 +16,33 @@ from .shared_parameters.config import SharedParametersCallbackConfig
 if TYPE_CHECKING:
     from .early_stopping.callback import EarlyStoppingCallback
     from .ema.callback import EMACallback
+    from .ema.weight_ema import WeightEMA
     from .gradient_skipping.callback import GradientSkippingCallback
+    from .gradient_skipping.errors import ConsecutiveSkipsError, GradientSpikeError
     from .shared_parameters.callback import SharedParametersCallback
 
 __all__ = [
+    "ConsecutiveSkipsError",
     "EMACallback",
     "EMACallbackConfig",
     "EarlyStoppingCallback",
     "EarlyStoppingCallbackConfig",
     "GradientSkippingCallback",
     "GradientSkippingCallbackConfig",
+    "GradientSpikeError",
     "SharedParametersCallback",
     "SharedParametersCallbackConfig",
+    "WeightEMA",
 ]
 
 _RUN_TIME = {
+    "ConsecutiveSkipsError": ".gradient_skipping.errors",
+    "GradientSpikeError": ".gradient_skipping.errors",
     "EMACallback": ".ema.callback",
     "EarlyStoppingCallback": ".early_stopping.callback",
     "GradientSkippingCallback": ".gradient_skipping.callback",
     "SharedParametersCallback": ".shared_parameters.callback",
+    "WeightEMA": ".ema.weight_ema",
 }
 
 

@@ -6,18 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from nshtrainer_ema.ema.averaging import (
-    UnsupportedParameterError,
-    WeightAverage,
-    update_average,
-)
+from nshtrainer_ema.ema.averaging import update_average
+from nshtrainer_ema.ema.weight_ema import UnsupportedParameterError, WeightEMA
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_the_average_follows_its_formula(dtype):
     """decay*average + (1-decay)*weights, over many steps, whatever the dtype of the weights."""
     module = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3)).to(dtype)
-    average = WeightAverage(0.9, 1, offload=False)
+    average = WeightEMA(decay=0.9)
     average.track(0, list(module.parameters()), module)
     expected = {n: p.detach().double() for n, p in module.named_parameters()}
     for _ in range(50):
@@ -35,7 +32,7 @@ def test_a_high_decay_moves_the_average_of_bf16_weights():
     """In bf16 the average would stay at 1.0000; the closed form says 1.4966."""
     module = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
     nn.init.ones_(module.weight)
-    average = WeightAverage(0.999, 1, offload=False)
+    average = WeightEMA(decay=0.999)
     average.track(0, [module.weight], module)
     nn.init.constant_(module.weight, 1.5)
     for _ in range(5000):
@@ -54,7 +51,7 @@ def test_a_flag_on_the_device_counts_as_a_flag_on_the_host(every, dtype):
         module = nn.Linear(3, 2).to(dtype)
         for parameter in module.parameters():
             parameter.data.fill_(0.5)
-        average = WeightAverage(0.75, every, offload=False)
+        average = WeightEMA(decay=0.75, every_n_steps=every)
         average.track(0, list(module.parameters()), module)
         for value, skipped in enumerate(pattern):
             for parameter in module.parameters():
@@ -112,7 +109,7 @@ def test_tied_frozen_and_foreign_parameters():
     module["b"].weight = module["a"].weight
     module["c"].requires_grad_(False)
     listed = [*module["a"].parameters(), *module["b"].parameters(), *module["c"].parameters()]
-    average = WeightAverage(0.5, 1, offload=False)
+    average = WeightEMA(decay=0.5)
     average.track(0, [*{id(p): p for p in listed}.values(), torch.zeros(2)], module)
 
     assert sorted(average.averages) == ["a.bias", "a.weight", "b.bias"]
@@ -122,7 +119,7 @@ def test_an_unfrozen_parameter_begins_as_it_is_then():
     """What was averaged before goes on; what is frozen again is still followed."""
     module = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
     module["b"].requires_grad_(False)
-    average = WeightAverage(0.5, 1, offload=False)
+    average = WeightEMA(decay=0.5)
     average.track(0, list(module.parameters()), module)
     kept = average.averages["a.weight"]
     module["b"].requires_grad_(True)
@@ -139,5 +136,5 @@ def test_a_parameter_split_over_processes_is_refused():
     module = nn.Linear(2, 2)
     module.weight._fsdp_flattened = True
 
-    with pytest.raises(UnsupportedParameterError, match=r"'weight'.*such as ddp"):
-        WeightAverage(0.5, 1, offload=False).track(0, [module.weight], module)
+    with pytest.raises(UnsupportedParameterError, match=r"'weight'.*FSDP2"):
+        WeightEMA(decay=0.5).track(0, [module.weight], module)

@@ -65,13 +65,13 @@ def test_the_average_moves_once_per_optimizer_step(options, trainer, make):
     close(averages(ema), oracle(start, model.trained[every - 1 :: every]))
 
 
-def test_every_n_steps_leaves_steps_out(make):
-    """With 3, the weights after steps 3 and 6 count."""
+def test_every_n_steps_leaves_steps_out_and_moves_as_far(make):
+    """With 3, the weights after steps 3 and 6 count, by as much as three updates move."""
     model, ema = make["model"](), EMACallback(decay=DECAY, every_n_steps=3)
     start = weights(model)
     make["trainer"](ema, limit_val_batches=0).fit(model, make["loader"](8))
 
-    close(averages(ema), oracle(start, model.trained[2::3]))
+    close(averages(ema), oracle(start, model.trained[2::3], DECAY**3))
 
 
 def test_training_is_the_same_with_and_without(make):

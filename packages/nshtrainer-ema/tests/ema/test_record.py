@@ -302,3 +302,77 @@ def test_saving_after_the_fit_keeps_both_sets(make, tmp_path):
 
     assert equal(list(file["state_dict"].values()), averages(ema))
     assert equal(list(file["nshtrainer_average"]["weights"].values()), weights(model))
+
+
+@pytest.mark.parametrize(("saved", "now"), [(True, False), (False, True)])
+def test_a_named_checkpoint_is_evaluated_with_the_set_that_is_asked_for(saved, now, make, tmp_path):
+    """Saved with the other set as its model, it has the one that is asked for beside it."""
+    path = tmp_path / "saved.ckpt"
+    ema, model = EMACallback(decay=DECAY, validate_original_weights=saved), make["model"]()
+    make["trainer"](ema, Saves(path, "on_validation_end")).fit(
+        model, make["loader"](4), make["loader"](1)
+    )
+    fresh = make["model"]()
+    make["trainer"](EMACallback(decay=DECAY, validate_original_weights=now)).test(
+        fresh, make["loader"](1), ckpt_path=path
+    )
+
+    expected = model.second.weight if now else ema.average["second.weight"]
+    assert torch.equal(fresh.probe[-1], expected)
+
+
+@pytest.mark.parametrize("buffers", ["copy", "average"])
+def test_buffers_resume_bitwise(buffers, make, tmp_path):
+    """BatchNorm: the module's own statistics and those of the average."""
+
+    class Normed(make["model"]):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.norm(self.first(x)))
+
+    def train(epochs: int, name: str, ckpt: Path | None = None) -> list[Tensor]:
+        torch.manual_seed(0)
+        model, ema = Normed(), EMACallback(decay=DECAY, buffers=buffers, every_n_steps=3)
+        trainer = make["trainer"](
+            ema, Saves(tmp_path / name, "on_validation_end"), max_epochs=epochs
+        )
+        trainer.fit(model, make["loader"](4), make["loader"](1), ckpt_path=ckpt)
+        return [*(t.clone() for t in model.state_dict().values()), *averages(ema)]
+
+    whole = train(3, "whole")
+    train(1, "half")
+    file = torch.load(tmp_path / "half", weights_only=True)
+    resumed = train(3, "rest", tmp_path / "half")
+
+    assert equal(whole, resumed)
+    mean = file["state_dict"]["norm.running_mean"]
+    assert not torch.equal(mean, file["nshtrainer_average"]["weights"]["norm.running_mean"])
+
+
+def test_further_averages_and_counts_resume_bitwise(make, tmp_path):
+    """Several decays, a warm-up, a start and a half-life in samples."""
+    options = {
+        "half_life_samples": 40.0,
+        "extra_decays": [0.5, 0.9],
+        "warmup": "inverse_power",
+        "start_step": 2,
+        "every_n_steps": 3,
+    }
+
+    def train(epochs: int, name: str, ckpt: Path | None = None) -> dict[str, list[Tensor]]:
+        model, ema = make["model"](), EMACallback(**options)
+        trainer = make["trainer"](
+            ema, Saves(tmp_path / name, "on_validation_end"), max_epochs=epochs
+        )
+        trainer.fit(model, make["loader"](4), make["loader"](1), ckpt_path=ckpt)
+        return {label: list(ema.ema.of(label).values()) for label in ema.ema.labels}
+
+    whole = train(3, "whole")
+    train(1, "half")
+    resumed = train(3, "rest", tmp_path / "half")
+
+    assert list(whole) == ["average", "decay=0.5", "decay=0.9"]
+    assert all(equal(whole[label], resumed[label]) for label in whole)

@@ -1,0 +1,91 @@
+"""Which tensors of a module have an average."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from nshtrainer.errors import ConfigError
+
+__all__ = ["BufferSlot", "Selection", "buffer_slots"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Names that match one of *include* (None is all) and none of *exclude*; globs."""
+
+    include: Sequence[str] | None
+    exclude: Sequence[str]
+
+    def __contains__(self, name: str) -> bool:
+        taken = self.include is None or any(fnmatchcase(name, glob) for glob in self.include)
+        return taken and not any(fnmatchcase(name, glob) for glob in self.exclude)
+
+    def check(self, names: Collection[str]) -> None:
+        """Refuse globs that match nothing: they are written with some tensor in mind.
+
+        Raises:
+            ConfigError: One of them is none of *names*.
+        """
+        for option, globs in (("include", self.include or ()), ("exclude", self.exclude)):
+            for glob in globs:
+                if not any(fnmatchcase(name, glob) for name in names):
+                    some = ", ".join(sorted(names)[:5])
+                    raise ConfigError(
+                        f"ema: `{option}` has {glob!r}, which matches no parameter or buffer of the "
+                        f"module; names there are {some}{', ...' if len(names) > 5 else ''}"
+                    )
+        if names and not any(name in self for name in names):
+            raise ConfigError("ema: `include` and `exclude` leave nothing of the module to average")
+
+
+@dataclass(frozen=True)
+class BufferSlot:
+    """The place of a buffer; a forward pass may put another tensor there."""
+
+    name: str
+    owner: nn.Module
+    key: str
+    is_averaged: bool
+    """Whether an average of it is a number that means something; else it is copied."""
+
+    @property
+    def tensor(self) -> Tensor:
+        """What is there now."""
+        return self.owner.get_buffer(self.key)
+
+
+def buffer_slots(module: nn.Module, selection: Selection) -> Iterator[BufferSlot]:
+    """Yield the persistent buffers of *module* that are selected, each once."""
+    seen: set[int] = set()
+    modules = cast("Iterator[tuple[str, nn.Module]]", module.named_modules())
+    for prefix, owner in modules:
+        transient = owner._non_persistent_buffers_set  # pyright: ignore[reportPrivateUsage] -- no public way
+        unit_vectors = set(_of_spectral_norm(owner))
+        for key, buffer in owner.named_buffers(recurse=False):
+            name = f"{prefix}.{key}" if prefix else key
+            if key in transient or id(buffer) in seen or name not in selection:
+                continue
+            seen.add(id(buffer))
+            averaged = key not in unit_vectors and _has_a_mean(buffer)
+            yield BufferSlot(name, owner, key, averaged)
+
+
+def _has_a_mean(buffer: Tensor) -> bool:
+    numeric = buffer.is_floating_point() or buffer.is_complex()
+    return numeric and bool(torch.isfinite(buffer).all())
+
+
+def _of_spectral_norm(owner: nn.Module) -> Iterator[str]:
+    """Names of the singular vectors, whose averages would not have length 1."""
+    if type(owner).__name__ == "_SpectralNorm":  # torch.nn.utils.parametrizations
+        yield from ("_u", "_v")
+    hooks = cast("dict[int, Any]", owner._forward_pre_hooks)  # pyright: ignore[reportPrivateUsage] -- no public way
+    for hook in hooks.values():  # torch.nn.utils.spectral_norm
+        if type(hook).__name__ == "SpectralNorm":
+            yield from (f"{hook.name}_u", f"{hook.name}_v")
