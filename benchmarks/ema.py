@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -24,7 +25,6 @@ _SWAP = 0.02
 _ONE_SHADOW = 1.01  # a hundredth for blocks to work in
 _EXTRA = 0.01
 _DECAY = 0.999
-_LARGE = 10_000_000  # elements
 
 
 @benchmark("ema", "an EMA update against the bytes it must move, its swap and its memory")
@@ -42,6 +42,8 @@ def ema(settings: Settings) -> Iterator[Comparison]:
     left_out = "" if peers else f" (without {', '.join(PEERS)})"
     makes = makers(peers)
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    gc.collect()
+    gc.freeze()  # what is imported stays; to look at it between all rounds takes longer than they do
     try:
         with limit_loop() as (limit_name, loop):
             for net, shapes in (QUICK_NETS if settings.is_quick else NETS).items():
@@ -50,9 +52,11 @@ def ema(settings: Settings) -> Iterator[Comparison]:
                     weights = Weights(list(shapes()), dtype)
                     limit = _limit(loop, weights, dtype)
                     yield from _times(case, weights, makes, {limit_name: limit}, settings)
-                    if weights.num_elements >= _LARGE or settings.is_quick:
+                    is_wanted = dtype_name == "bf16" if settings.is_quick else weights.is_large
+                    if is_wanted:
                         yield from _memory(case, weights, makes)
     finally:
+        gc.unfreeze()
         torch.set_num_threads(threads)
 
 
@@ -92,7 +96,7 @@ def _updates(
     settings: Settings,
 ) -> Iterator[Comparison]:
     ours, *peers = subjects
-    is_large = weights.num_elements >= _LARGE
+    is_large = weights.is_large
     calls = limit | {subject.name: subject.update for subject in subjects}
     samplers = {name: filling(call, settings.sample_s) for name, call in calls.items()}
     bar = _LIMITS["bf16" if "bf16" in case else "fp32"]
@@ -121,7 +125,7 @@ def _swaps(case: str, weights: Weights, subjects: list[Subject], settings: Setti
         case=f"{case}: the average in and out again",
         baseline=copied,
         samplers={name: filling(swap, settings.sample_s) for name, swap in swaps.items()},
-        limits={OURS: _SWAP} if weights.num_elements >= _LARGE else {},
+        limits={OURS: _SWAP} if weights.is_large else {},
     )
 
 

@@ -11,6 +11,7 @@ from torch import nn
 __all__ = ["NETS", "QUICK_NETS", "Weights"]
 
 Shapes = list[tuple[int, ...]]
+_LARGE = 10_000_000
 
 
 class Weights(LightningModule):
@@ -27,6 +28,11 @@ class Weights(LightningModule):
     def num_elements(self) -> int:
         """Of all parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def is_large(self) -> bool:
+        """Whether they are far larger than any cache."""
+        return self.num_elements >= _LARGE
 
 
 def _resnet50() -> Iterator[tuple[int, ...]]:
@@ -70,6 +76,5 @@ NETS: dict[str, Callable[[], Iterator[tuple[int, ...]]]] = {
 """Name -> shapes: 161 tensors with 25.6 M elements, 148 with 124.4 M, and 1,000 with 1 M."""
 
 QUICK_NETS = {
-    "4 tensors of 40,000": _same(4, 40_000),
-    "20 tensors of 100": _same(20, 100),
+    "20 tensors of 2,000": _same(20, 2_000),
 }

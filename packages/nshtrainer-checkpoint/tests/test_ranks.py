@@ -40,10 +40,15 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked up in /proc")
-@pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize(
-    ("what", "where"),
-    [("exception", "train"), ("exception", "validation"), ("kill", "train"), ("kill", "save")],
+    ("what", "where", "rank"),
+    [
+        ("exception", "train", 0),
+        ("exception", "validation", 1),
+        ("kill", "train", 0),
+        ("kill", "train", 1),
+        ("kill", "save", 0),
+    ],
 )
 def test_the_job_ends_and_goes_on_from_what_was_committed(
     tmp_path: Path, what: str, where: str, rank: int

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nshtrainer import create_callbacks
 from nshtrainer.errors import ConfigError
 from nshtrainer_ema import EMACallback, EMACallbackConfig, GradientSkippingCallback
+from nshtrainer_ema.ema.snapshots import list_snapshots, reconstruct
 
 DECAY = 0.8
 
@@ -329,3 +330,33 @@ def test_what_makes_no_sense_is_refused(options):
     """Before any training."""
     with pytest.raises(ValidationError):
         EMACallbackConfig(**options)
+
+
+def test_snapshots_of_profiles_make_another_width_after_training(make, tmp_path):
+    """At every so many steps and at the end; the sum of them is near to that width's own average."""
+    folder = tmp_path / "snapshots"
+    options = {"profiles": [0.05, 0.1, 0.15], "snapshot_every_n_steps": 4, "snapshot_dir": folder}
+    model, ema = make["model"](lr=0.01), EMACallback(**options)
+    make["trainer"](ema, max_epochs=10, limit_val_batches=0).fit(model, make["loader"](5))
+    for path in folder.glob("*sigma0.1.pt"):
+        path.unlink()
+    made = reconstruct(folder, sigma_rel=0.1)
+
+    assert {s.step for s in list_snapshots(folder)} == set(range(4, 51, 4)) | {50}
+    own = ema.ema.of("sigma_rel=0.1")
+    near = sum((made[n] - own[n]).square().sum() for n in own).sqrt()
+    other = sum((ema.average[n] - own[n]).square().sum() for n in own).sqrt()
+    assert near < 0.1 * other
+
+
+def test_snapshots_of_another_run_are_not_overwritten(make, tmp_path):
+    """A run that starts anew in their folder is refused, before it has trained."""
+    options = {"profiles": [0.1], "snapshot_every_n_steps": 2, "snapshot_dir": tmp_path / "s"}
+    make["trainer"](EMACallback(**options)).fit(make["model"](), make["loader"](4))
+    before = sorted((tmp_path / "s").iterdir())
+    model = make["model"]()
+    with pytest.raises(ConfigError, match="has snapshots, and this run starts anew"):
+        make["trainer"](EMACallback(**options)).fit(model, make["loader"](4))
+
+    assert sorted((tmp_path / "s").iterdir()) == before
+    assert model.trained == []

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,11 @@ from nshtrainer_ema.ema.snapshots import (
 WIDTHS = (0.05, 0.1)
 
 
-def weights(steps: int, seed: int = 0) -> Iterator[dict[str, Tensor]]:
+@functools.cache
+def weights(steps: int) -> list[dict[str, Tensor]]:
     """Weights of a small network, after each step of a noisy training that has not settled."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
+    found: list[dict[str, Tensor]] = []
     model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 2))
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) / 2
@@ -40,7 +42,8 @@ def weights(steps: int, seed: int = 0) -> Iterator[dict[str, Tensor]]:
         optimizer.zero_grad()
         (model(x) - y).square().mean().backward()
         optimizer.step()
-        yield {name: p.detach().clone() for name, p in model.named_parameters()}
+        found.append({name: p.detach().clone() for name, p in model.named_parameters()})
+    return found
 
 
 class Tracker:

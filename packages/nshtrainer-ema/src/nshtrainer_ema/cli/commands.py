@@ -50,7 +50,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for pro
 
 @click.group()
 def ema() -> None:
-    """List snapshots of averaged weights, and reconstruct averages that nobody tracked.
+    """List snapshots of averaged weights, and reconstruct other averages.
 
     RUN_DIR is a run, with its snapshots in the folder `ema`, or a folder of snapshots.
     """

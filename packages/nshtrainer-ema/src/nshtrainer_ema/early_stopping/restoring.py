@@ -136,7 +136,7 @@ def restore(trainer: Trainer, callback: Any) -> str | None:
         backup = _copies(module)
         with _agreeing(trainer) as failure:
             if _loads_in_place(trainer):
-                trainer.strategy.load_checkpoint(path)
+                _load_in_place(trainer, path)
             else:
                 trainer.strategy.load_model_state_dict(checkpoint, strict=module.strict_loading)
         if failure:
@@ -198,6 +198,17 @@ def _read(trainer: Trainer, path: str) -> dict[str, Any]:
 def _loads_in_place(trainer: Trainer) -> bool:
     """Whether reading and loading are one, as for sharded weights."""
     return isinstance(trainer.strategy, ModelParallelStrategy)
+
+
+def _load_in_place(trainer: Trainer, path: str) -> None:
+    """Read the ranks' parts of the weights, and of the optimizers, into those that are there."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        trainer.strategy.load_checkpoint(path)
+    except CheckpointException as error:  # a BaseException
+        ranks = ", ".join(map(str, sorted(error.failures)))
+        raise DamagedCheckpointError(f"a part of it cannot be read on rank {ranks}") from error
 
 
 def _wait_for_background(trainer: Trainer) -> None:

@@ -365,22 +365,33 @@ class EMACallback(ConfiguredCallback[EMACallbackConfig]):
         """Forget snapshots of a later step: this run goes on from an earlier one."""
         if self.config.snapshot_every_n_steps is None:
             return
-        from .snapshots import discard_after
+        from .snapshots import discard_after, list_snapshots
 
+        folder = self._folder(trainer)
         self._snapshot_step = self._updated_at()
+        if self._snapshot_step == 0 and list_snapshots(folder):
+            raise ConfigError(
+                f"ema: {folder} has snapshots, and this run starts anew; those of two runs make no "
+                "average. Resume the run that they are of, choose another `snapshot_dir`, or delete "
+                "them."
+            )
+        # Nobody looks for snapshots of others in a folder that rank 0 has tidied already.
+        trainer.strategy.barrier("nshtrainer.ema.snapshots")
         if trainer.is_global_zero:
-            discard_after(self._folder(trainer), self._snapshot_step)
+            discard_after(folder, self._snapshot_step)
 
     def _write_snapshots(self, trainer: Trainer) -> None:
+        """Write the parameters of each profile; of buffers, a sum with negative weights is nothing."""
         from .snapshots import write_snapshot
 
+        parameters = {name for name, _ in trainer.lightning_module.named_parameters()}
         step = self._updated_at()
         if step <= max(self._snapshot_step, 0):
             return
         self._snapshot_step = step
         for sigma_rel in self.config.profiles:
             held = self._ema.of(self._label_of(sigma_rel))
-            tensors = {name: whole(tensor) for name, tensor in held.items()}
+            tensors = {n: whole(t) for n, t in held.items() if n in parameters}
             if trainer.is_global_zero:
                 write_snapshot(
                     self._folder(trainer), step=step, sigma_rel=sigma_rel, tensors=tensors

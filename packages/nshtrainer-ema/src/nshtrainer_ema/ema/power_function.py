@@ -69,8 +69,8 @@ def gamma_of(sigma_rel: float) -> float:
     Raises:
         ConfigError: It lies outside.
 
-    >>> round(gamma_of(0.1), 4)
-    6.9373
+    >>> round(gamma_of(0.1), 2)
+    6.94
     """
     if not 0 < sigma_rel < MAX_SIGMA_REL:
         raise ConfigError(
