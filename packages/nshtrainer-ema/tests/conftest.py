@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -111,6 +115,29 @@ def make_trainer(tmp_path: Any) -> Callable[..., Trainer]:
         return Trainer(callbacks=list(callbacks), **{**defaults, **options})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def run_on_two_ranks() -> Callable[..., str]:
+    """Runs a script, or the text of one, that trains on two gloo ranks; gives its stderr."""
+
+    def run(script: Path | str, folder: Path, *arguments: object) -> str:
+        if isinstance(script, str):
+            (folder / "train.py").write_text(script)
+            script = folder / "train.py"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("LOCAL_", "NODE_"))}
+        environment |= {"MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, str(script), str(folder), *map(str, arguments)],
+            cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stderr
+
+    return run
 
 
 @pytest.fixture(autouse=True)

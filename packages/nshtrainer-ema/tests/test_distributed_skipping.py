@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,19 +105,13 @@ torch.save(
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 
-def train(folder: Path, *arguments: str) -> list[dict[str, Any]]:
-    script = folder / "train.py"
-    script.write_text(SCRIPT)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder), *arguments],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+@pytest.fixture
+def train(run_on_two_ranks: Any) -> Any:
+    def run(folder: Path, *arguments: str) -> list[dict[str, Any]]:
+        run_on_two_ranks(SCRIPT, folder, *arguments)
+        return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+    return run
 
 
 def same(one: Any, other: Any) -> bool:
@@ -143,7 +133,7 @@ def same(one: Any, other: Any) -> bool:
         ("fsdp2", "skip", "fused"),
     ],
 )
-def test_all_ranks_learn_decide_and_scale_alike(kind, action, optimizer, tmp_path):
+def test_all_ranks_learn_decide_and_scale_alike(train, kind, action, optimizer, tmp_path):
     """Though one rank's batch explodes, and where their norms differ too; sharded norms are whole."""
     first, second = train(tmp_path, kind, action, optimizer)
     state, history = first["state"], first["weights"]
@@ -162,7 +152,7 @@ def test_all_ranks_learn_decide_and_scale_alike(kind, action, optimizer, tmp_pat
         assert same(history, second["weights"])
 
 
-def test_sharded_norms_are_those_of_the_whole(tmp_path):
+def test_sharded_norms_are_those_of_the_whole(train, tmp_path):
     """FSDP2 learns, to rounding, what DDP learns, and lets no barrier hold up the step."""
     (tmp_path / "ddp").mkdir()
     (tmp_path / "fsdp2").mkdir()

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,23 +115,13 @@ torch.save(
 
 
 @pytest.fixture
-def train(tmp_path: Path) -> Any:
+def train(tmp_path: Path, run_on_two_ranks: Any) -> Any:
     def run(scenario: str) -> tuple[dict[str, Any], dict[str, Any], str]:
-        script = tmp_path / "train.py"
-        script.write_text(SCRIPT)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        environment = {**os.environ, "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, str(script), str(tmp_path), scenario],
-            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-4000:]
+        shown = run_on_two_ranks(SCRIPT, tmp_path, scenario)
         ranks = [
             torch.load(tmp_path / f"{scenario}{rank}.pt", weights_only=True) for rank in (0, 1)
         ]
-        return ranks[0], ranks[1], done.stderr
+        return ranks[0], ranks[1], shown
 
     return run
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +10,7 @@ import torch
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
-HERE = Path(__file__).parent
-
-
-def train(root: Path, *arguments: object) -> None:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("LOCAL_", "NODE_"))}
-    environment["OMP_NUM_THREADS"] = "1"
-    done = subprocess.run(
-        [sys.executable, HERE / "sharded_training.py", root, *map(str, arguments)],
-        env=environment, capture_output=True, text=True, timeout=170, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+SCRIPT = Path(__file__).parent / "sharded_training.py"
 
 
 def end_of(root: Path, name: str, rank: int) -> dict[str, Any]:
@@ -31,10 +18,12 @@ def end_of(root: Path, name: str, rank: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def straight(
+    tmp_path_factory: pytest.TempPathFactory, run_on_two_ranks: Any
+) -> list[dict[str, Any]]:
     """What each rank has after three epochs without interruption."""
     root = tmp_path_factory.mktemp("straight")
-    train(root, "straight", 3, "shards")
+    run_on_two_ranks(SCRIPT, root, "straight", 3, "shards")
     return [end_of(root, "straight", rank) for rank in (0, 1)]
 
 
@@ -51,11 +40,11 @@ def test_each_rank_averages_its_own_shard(straight: list[dict[str, Any]]):
 
 @pytest.mark.parametrize("kind", ["shards", "whole"])
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(
-    kind: str, straight: list[dict[str, Any]], tmp_path: Path
+    kind: str, straight: list[dict[str, Any]], run_on_two_ranks: Any, tmp_path: Path
 ):
     """From a checkpoint of shards and from one whole file; further averages too."""
-    train(tmp_path, "split", 2, kind)
-    train(tmp_path, "again", 3, kind, tmp_path / "split" / "epoch=1.ckpt")
+    run_on_two_ranks(SCRIPT, tmp_path, "split", 2, kind)
+    run_on_two_ranks(SCRIPT, tmp_path, "again", 3, kind, tmp_path / "split" / "epoch=1.ckpt")
 
     for rank, whole in enumerate(straight):
         again = end_of(tmp_path, "again", rank)

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from nshtrainer import create_callbacks
+from nshtrainer import Trainer, TrainerConfig, create_callbacks
 from nshtrainer.errors import ConfigError
 from nshtrainer_ema import EMACallback, EMACallbackConfig, GradientSkippingCallback
 from nshtrainer_ema.ema.snapshots import list_snapshots, reconstruct
@@ -360,3 +360,47 @@ def test_snapshots_of_another_run_are_not_overwritten(make, tmp_path):
 
     assert sorted((tmp_path / "s").iterdir()) == before
     assert model.trained == []
+
+
+def test_a_save_after_the_weights_were_changed_holds_those(make, tmp_path):
+    """The average is of other weights: neither the file nor a second fit goes on with it."""
+    model, ema = make["model"](), EMACallback(decay=DECAY)
+    trainer = make["trainer"](ema, limit_val_batches=0)
+    trainer.fit(model, make["loader"](4))
+    other = make["model"](lr=0.01)
+    model.load_state_dict(other.state_dict())
+    trainer.save_checkpoint(tmp_path / "by-hand.ckpt")
+    file = torch.load(tmp_path / "by-hand.ckpt", weights_only=True)
+
+    assert equal(list(file["state_dict"].values()), weights(other))
+    assert "nshtrainer_average" not in file
+
+
+def test_a_fit_after_the_weights_were_changed_begins_anew(make, caplog):
+    """From the weights that it begins with."""
+    model, ema = make["model"](), EMACallback(decay=DECAY)
+    trainer = make["trainer"](ema, limit_val_batches=0)
+    trainer.fit(model, make["loader"](4))
+    model.load_state_dict(make["model"]().state_dict())
+    start, model.trained = weights(model), []
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(model, make["loader"](4))
+
+    assert "changed after training" in caplog.text
+    close(averages(ema), oracle(start, model.trained))
+
+
+def test_a_run_that_was_killed_before_its_first_save_starts_again_in_its_folder(make, tmp_path):
+    """What the attempt left of snapshots is its own, and goes; a requeued job must start."""
+    for steps in (4, 2):
+        config = TrainerConfig.model_validate(
+            {
+                "id": "mine", "max_steps": steps, "accelerator": "cpu", "loggers": [],
+                "directory": {"project_root": tmp_path}, "enable_progress_bar": False,
+                "enable_model_summary": False, "enable_checkpointing": False, "lr_monitor": None,
+                "callbacks": [{"name": "ema", "profiles": [0.1], "snapshot_every_n_steps": 1}],
+            }
+        )  # fmt: skip
+        Trainer(config).fit(make["model"](), make["loader"](4))
+
+    assert [s.step for s in list_snapshots(tmp_path / "nshtrainer_logs" / "mine" / "ema")] == [1, 2]

@@ -69,7 +69,7 @@ class RestoreAtEnd(Callback):
         self._detach(trainer)
         if self._has_restored:
             # An average of the weights as trained is not that of the ones that are here now. EMA
-            # looks, at the next evaluation, whether they were written to after its own teardown.
+            # looks, when it is used next, whether they were written to after its own teardown.
             for parameter in pl_module.parameters():
                 if not parameter.is_inference():
                     torch.autograd.graph.increment_version(parameter)

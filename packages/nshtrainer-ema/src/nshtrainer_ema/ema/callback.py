@@ -22,6 +22,7 @@ from nshtrainer.runtime.weights import WeightSwap
 from .both import SecondValidation
 from .config import EMACallbackConfig
 from .record import RECORD_KEY, other_set, read_record, write_record
+from .schedule import profile_label
 from .shards import whole
 from .weight_ema import WeightEMA
 
@@ -114,6 +115,8 @@ class EMACallback(ConfiguredCallback[EMACallbackConfig]):
             self._ema.clear()
         self._named = {}
         if stage == "fit":
+            self._forget_if_changed(pl_module)
+            self._versions = {}  # from here on, training changes them
             self._module = weakref.ref(pl_module)
             driver = attach(trainer, self.state_key)
             driver.enable_saving(trainer)
@@ -264,6 +267,7 @@ class EMACallback(ConfiguredCallback[EMACallbackConfig]):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._leave(trainer, pl_module)
+        self._named = {}
         self._ema.follow_devices(pl_module)
 
     def on_checkpoint_prepare(
@@ -274,7 +278,10 @@ class EMACallback(ConfiguredCallback[EMACallbackConfig]):
         weights_only: bool,
     ) -> None:
         """Put the evaluated weights into the model's place and the other set beside them."""
-        if RECORD_KEY in checkpoint or self._ema.is_empty or not self._is_of(pl_module):
+        if RECORD_KEY in checkpoint or not self._is_of(pl_module):
+            return
+        self._forget_if_changed(pl_module)
+        if self._ema.is_empty:
             return
         write_record(
             checkpoint,
@@ -298,7 +305,9 @@ class EMACallback(ConfiguredCallback[EMACallbackConfig]):
 
     def _swap_in(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
-            self._forget_if_loaded(trainer, pl_module)
+            if trainer.ckpt_path is not None:
+                self._ema.clear()
+            self._forget_if_changed(pl_module)
             if self._named:
                 self._apply_named(trainer, pl_module)
                 return
@@ -324,16 +333,18 @@ class EMACallback(ConfiguredCallback[EMACallbackConfig]):
             allow_pointer=False,
         )
 
-    def _forget_if_loaded(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _forget_if_changed(self, pl_module: LightningModule) -> None:
         """Outside of a fit: forget the average if the module has got other weights since then."""
-        changed = bool(self._versions) and self._versions != self._versions_of(pl_module)
-        if changed and trainer.ckpt_path is None and not self._ema.is_empty:
+        swapped = self._ema.swapped or self._evaluated.active
+        if swapped or not self._versions or self._versions == self._versions_of(pl_module):
+            return
+        if not self._ema.is_empty:
             log.warning(
-                "the module's weights were changed after training: they are evaluated as they are, "
-                "and the average is forgotten"
+                "the module's weights were changed after training: they are used as they are, and "
+                "the average is forgotten"
             )
-        if changed or trainer.ckpt_path is not None:
-            self._ema.clear()
+        self._ema.clear()
+        self._versions = {}
 
     def _swap_out(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._ema.swap_out()
@@ -369,14 +380,15 @@ class EMACallback(ConfiguredCallback[EMACallbackConfig]):
 
         folder = self._folder(trainer)
         self._snapshot_step = self._updated_at()
-        if self._snapshot_step == 0 and list_snapshots(folder):
+        # In a folder of the run's own, they are what is left of an attempt before the first save.
+        is_own = self._run is not None and self.config.snapshot_dir is None
+        found = self._snapshot_step == 0 and not is_own and bool(list_snapshots(folder))
+        if trainer.strategy.reduce_boolean_decision(found, all=False):
             raise ConfigError(
                 f"ema: {folder} has snapshots, and this run starts anew; those of two runs make no "
                 "average. Resume the run that they are of, choose another `snapshot_dir`, or delete "
                 "them."
             )
-        # Nobody looks for snapshots of others in a folder that rank 0 has tidied already.
-        trainer.strategy.barrier("nshtrainer.ema.snapshots")
         if trainer.is_global_zero:
             discard_after(folder, self._snapshot_step)
 
@@ -390,7 +402,7 @@ class EMACallback(ConfiguredCallback[EMACallbackConfig]):
             return
         self._snapshot_step = step
         for sigma_rel in self.config.profiles:
-            held = self._ema.of(self._label_of(sigma_rel))
+            held = self._ema.of(profile_label(sigma_rel))
             tensors = {n: whole(t) for n, t in held.items() if n in parameters}
             if trainer.is_global_zero:
                 write_snapshot(
@@ -401,9 +413,6 @@ class EMACallback(ConfiguredCallback[EMACallbackConfig]):
         """The step of the last update, counted from `start_step`; may wait for the device."""
         steps = self._ema.steps.get(0, 0)
         return max(steps - steps % self.config.every_n_steps - self.config.start_step, 0)
-
-    def _label_of(self, sigma_rel: float) -> str:
-        return f"sigma_rel={sigma_rel:g}"
 
 
 def _is_compiled(module: torch.nn.Module) -> bool:

@@ -24,7 +24,7 @@ __all__ = ["EMACallbackConfig"]
 
 
 @callback_registry.register
-class EMACallbackConfig(CallbackConfigBase, AverageOptions):
+class EMACallbackConfig(CallbackConfigBase, AverageOptions, defer_build=False):
     """Keeps an exponential moving average of the trained weights and evaluates with it."""
 
     name: Literal["ema"] = "ema"

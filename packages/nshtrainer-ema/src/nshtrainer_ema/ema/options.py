@@ -25,7 +25,7 @@ _OF_WARMUP: dict[str, str] = {
 }
 
 
-class AverageOptions(Config):
+class AverageOptions(Config, defer_build=True):
     """Which tensors are averaged, how fast the average moves, and where it is kept.
 
     One of `decay`, `half_life_steps`, `half_life_samples` and `profiles` is needed.

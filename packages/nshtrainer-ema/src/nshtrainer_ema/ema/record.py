@@ -154,7 +154,10 @@ def other_set(
         RecordVersionError: A newer version wrote it.
     """
     record = _checked(checkpoint)
-    if record is None or record["state_dict"] == wanted or not isinstance(record[wanted], dict):
+    if record is None or record["state_dict"] == wanted:
+        return {}
+    if not isinstance(record[wanted], dict):
+        log.warning("the checkpoint is one of shards: it is evaluated with what its model holds")
         return {}
     return dict(record[wanted])
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from .options import AverageOptions
 from .power_function import gamma_of
 
-__all__ = ["DecaySchedule", "schedules_of"]
+__all__ = ["DecaySchedule", "profile_label", "schedules_of"]
 
 Number: TypeAlias = "int | float | Tensor"
 
@@ -21,6 +21,11 @@ Number: TypeAlias = "int | float | Tensor"
 def schedules_of(options: AverageOptions) -> dict[str, DecaySchedule]:
     """The schedule of each average by its label; the first one is that of the evaluated average."""
     return dict(_schedules(options))
+
+
+def profile_label(sigma_rel: float) -> str:
+    """The label of the average by the power function of this width."""
+    return f"sigma_rel={sigma_rel}"
 
 
 def _schedules(options: AverageOptions) -> Iterator[tuple[str, DecaySchedule]]:
@@ -31,9 +36,9 @@ def _schedules(options: AverageOptions) -> Iterator[tuple[str, DecaySchedule]]:
     elif options.decay is not None:
         yield "average", DecaySchedule(options, decay=options.decay)
     for decay in options.extra_decays:
-        yield f"decay={decay:g}", DecaySchedule(options, decay=decay)
+        yield f"decay={decay}", DecaySchedule(options, decay=decay)
     for sigma_rel in options.profiles:
-        yield f"sigma_rel={sigma_rel:g}", DecaySchedule(options, gamma=gamma_of(sigma_rel))
+        yield profile_label(sigma_rel), DecaySchedule(options, gamma=gamma_of(sigma_rel))
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class DecaySchedule:
         count = _real(step) - self.options.start_step
         if self.gamma is not None:
             # The product over the steps, in closed form.
-            return _power(_at_least(1 - every / _at_least(count, every), 0), self.gamma + 1)
+            return _at_least(1 - every / _at_least(count, every), 0) ** (self.gamma + 1)
         decay: Number = 1.0
         for before in range(every):
             # A product of factors, so that an interval gives what single updates would.
@@ -97,7 +102,7 @@ class DecaySchedule:
             case None:
                 return decay
             case "inverse_power":
-                ramp = 1 - _power(1 + (n - 1) / options.warmup_inv_gamma, -options.warmup_power)
+                ramp = 1 - (1 + (n - 1) / options.warmup_inv_gamma) ** -options.warmup_power
             case "tensorflow":
                 ramp = (1 + n) / (10 + n)
             case "half_life":
@@ -125,10 +130,6 @@ def _real(step: int | Tensor) -> float | Tensor:
     if not isinstance(step, Tensor):
         return float(step)
     return step.to(torch.float32 if step.device.type == "mps" else torch.float64)
-
-
-def _power(base: float | Tensor, exponent: float) -> float | Tensor:
-    return base**exponent
 
 
 def _at_least(value: float | Tensor, least: float) -> float | Tensor:

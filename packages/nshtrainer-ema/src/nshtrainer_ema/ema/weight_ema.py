@@ -46,7 +46,6 @@ class _Group:
 
     listed: list[Tensor] = field(default_factory=list[Tensor])
     """The optimizer's parameters, as the list that it was made from."""
-    names: list[str] = field(default_factory=list[str])
     weights: list[Tensor] = field(default_factory=list[Tensor])
     is_sharded: bool = False
     averages: list[list[Tensor]] = field(default_factory=list[list[Tensor]])
@@ -163,10 +162,6 @@ class WeightEMA:
     def steps(self) -> dict[int, int]:
         """Applied steps by optimizer index; may wait for the device."""
         return {index: int(count.steps) for index, count in self._counts.items()}
-
-    def step(self) -> None:
-        """Another name of `update`, for those who call it beside `optimizer.step()`."""
-        self.update()
 
     @torch.no_grad()
     def update(
@@ -315,7 +310,6 @@ class WeightEMA:
             if not (parameter.requires_grad or name in self.averages):
                 continue
             _check_shard(name, parameter)
-            group.names.append(name)
             group.weights.append(parameter)
             group.is_sharded |= is_sharded(parameter)
             for average, tensors in zip(self._averages.values(), group.averages, strict=True):
