@@ -84,6 +84,6 @@ def _existing(folder: Path) -> ModuleType:
     callbacks.__path__ = [str(folder / "nshtrainer" / "callbacks")]
     base: Any = ModuleType(f"{name}.callbacks.base")
     base.CallbackConfigBase = object
-    base.callback_registry = SimpleNamespace(register=lambda cls: cls)  # pyright: ignore[reportUnknownLambdaType]
+    base.callback_registry = SimpleNamespace(register=lambda cls: cls)
     sys.modules.update({module.__name__: module for module in (package, callbacks, base)})
     return importlib.import_module(f"{name}.callbacks.ema")

@@ -104,7 +104,7 @@ def test_a_subclass_of_a_builtin_may_be_defined_without_registering():
     """Defining a subclass changes nothing; using it unregistered says what to do."""
     base = callback_registry.register(define())
 
-    class Special(base):  # pyright: ignore[reportGeneralTypeIssues]
+    class Special(base):
         extra: int = 1
 
     assert callback_registry["mine"] is base
@@ -136,7 +136,7 @@ def test_a_class_that_cannot_be_registered_is_refused_with_the_line_to_write(how
 def test_registering_a_function_is_refused():
     """A decorator on the wrong thing says so."""
     with pytest.raises(TypeError, match="not a subclass of CallbackConfigBase"):
-        callback_registry.register(lambda: None)  # pyright: ignore[reportArgumentType]
+        callback_registry.register(lambda: None)
 
 
 def test_an_unknown_name_lists_what_exists_and_the_nearest():

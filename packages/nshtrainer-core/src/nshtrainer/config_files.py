@@ -303,7 +303,7 @@ def _line_finder(text: str, format_: str) -> Callable[[tuple[int | str, ...]], i
     from ruamel.yaml import YAML
 
     try:
-        root: Any = YAML(pure=True).compose(text)  # pyright: ignore[reportUnknownMemberType]
+        root: Any = YAML(pure=True).compose(text)  # pyright: ignore[reportUnknownMemberType] -- ruamel's is half typed
     except Exception:  # noqa: BLE001 -- the line is a courtesy; the message stands without it
         return lambda _loc: None
 
@@ -448,7 +448,7 @@ def _toml_value(live: Any, value: Any, loc: tuple[int | str, ...]) -> Any:
     if isinstance(value, list):
         items = cast("list[Any]", value)
         lives = (
-            cast("list[Any]", list(live))  # pyright: ignore[reportUnknownArgumentType]
+            cast("list[Any]", list(live))  # pyright: ignore[reportUnknownArgumentType] -- of whatever
             if isinstance(live, (list, tuple))
             else [None] * len(items)
         )

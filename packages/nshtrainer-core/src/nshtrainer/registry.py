@@ -368,10 +368,10 @@ class Registry(Generic[T]):
             return found
         try:
             if not (isinstance(found, type) and issubclass(found, self.base)):
-                raise TypeError(f"{found!r} is not a subclass of {self.base.__qualname__}")  # noqa: TRY301
+                raise TypeError(f"{found!r} is not a subclass of {self.base.__qualname__}")  # noqa: TRY301 -- told below, as what the import raises is
             _completed(found)
             if (name := self.name_of(found)) != entry.name:
-                raise TypeError(f"its class has the name {name!r}, the entry point {entry.name!r}")  # noqa: TRY301
+                raise TypeError(f"its class has the name {name!r}, the entry point {entry.name!r}")  # noqa: TRY301 -- as above
         except Exception as error:  # noqa: BLE001 -- pydantic runs code of the class
             return failed(entry, "type", error)
         return found

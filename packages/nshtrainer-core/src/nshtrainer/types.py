@@ -102,7 +102,7 @@ def _plain(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return [copied(v, depth + 1) for v in value]  # pyright: ignore[reportUnknownVariableType] -- Any in, Any out
         if isinstance(value, dict):
-            return {_text_key(k): copied(v, depth + 1) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType]
+            return {_text_key(k): copied(v, depth + 1) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType] -- checked piece by piece
         return _scalar(value)
 
     return copied(value, 0)

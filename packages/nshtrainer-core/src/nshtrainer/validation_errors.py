@@ -50,7 +50,7 @@ def _place(data: Any, loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
             return loc[:i]
         if isinstance(data, Mapping) and part in data:
             data = cast("Mapping[Any, Any]", data)[part]
-        elif isinstance(data, (list, tuple)) and isinstance(part, int) and part < len(data):  # pyright: ignore[reportUnknownArgumentType]
+        elif isinstance(data, (list, tuple)) and isinstance(part, int) and part < len(data):  # pyright: ignore[reportUnknownArgumentType] -- of whatever
             data = cast("list[Any]", data)[part]
         else:
             return loc

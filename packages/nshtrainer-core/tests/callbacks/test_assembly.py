@@ -247,7 +247,7 @@ def test_every_call_makes_fresh_callbacks_and_leaves_the_config_alone():
 def test_what_was_appended_unchecked_is_checked_before_training():
     """A list can be appended to without validation; resolving validates a copy."""
     config = TrainerConfig(**BARE)
-    config.callbacks.append({"name": "stateful", "value": "x"})  # pyright: ignore[reportArgumentType]
+    config.callbacks.append({"name": "stateful", "value": "x"})
 
     with pytest.raises(ValidationError, match=r"callbacks.0.stateful.value"):
         resolve_callbacks(config)
@@ -267,7 +267,7 @@ def test_a_callback_takes_its_config_or_its_options_but_not_both():
     with pytest.raises(TypeError, match="not both"):
         Stateful(StatefulConfig(), value=3)
     with pytest.raises(TypeError, match="a StatefulConfig is expected, not dict"):
-        Stateful({"value": 3})  # pyright: ignore[reportArgumentType]
+        Stateful({"value": 3})
     with pytest.raises(ValidationError, match="did you mean 'value'"):
         Stateful(valu=3)
 

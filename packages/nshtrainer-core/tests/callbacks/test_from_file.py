@@ -70,7 +70,7 @@ def test_a_list_or_a_mapping_describes_callbacks(tmp_path: Path, text: str, suff
     """A list of callbacks, or what a `TrainerConfig` says, in each format."""
     (callback,) = read(tmp_path, text, suffix)
 
-    assert callback.strength == 2  # pyright: ignore[reportAttributeAccessIssue]
+    assert callback.strength == 2
 
 
 @pytest.mark.parametrize("text", ["- acme", "callbacks: [acme]", "[{name: acme}]"])
@@ -78,14 +78,14 @@ def test_a_name_alone_is_a_callback_with_its_defaults(tmp_path: Path, text: str)
     """As in `create_callbacks(["acme"])`."""
     (callback,) = read(tmp_path, text)
 
-    assert callback.strength == 1  # pyright: ignore[reportAttributeAccessIssue]
+    assert callback.strength == 1
 
 
 def test_fields_that_callbacks_look_at_are_taken_from_the_mapping(tmp_path: Path):
     """A callback sees the rest of the file as its trainer's configuration."""
     (callback,) = read(tmp_path, "max_epochs: 7\ncallbacks: [{name: acme}]")
 
-    assert callback.epochs == 7  # pyright: ignore[reportAttributeAccessIssue]
+    assert callback.epochs == 7
 
 
 @pytest.mark.parametrize("text", ["", "[]", "callbacks: []", "# nothing"])

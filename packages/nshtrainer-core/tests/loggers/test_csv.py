@@ -138,4 +138,4 @@ def test_a_name_never_leads_out_of_the_runs_folder(tmp_path: Path, name: str, ki
 def test_a_number_of_rows_that_is_none_is_refused(bad: object):
     """When the configuration is made."""
     with pytest.raises(ValueError, match="flush_logs_every_n_steps"):
-        CSVLoggerConfig(flush_logs_every_n_steps=bad)  # pyright: ignore[reportArgumentType]
+        CSVLoggerConfig(flush_logs_every_n_steps=bad)

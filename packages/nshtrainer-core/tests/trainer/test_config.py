@@ -34,7 +34,7 @@ def only_core(isolated_plugins: Callable[..., None]) -> None:
 
 def test_the_run_follows_id_and_directory(tmp_path: Path):
     """Whatever way they are changed; what a copy was changed to does not reach the original."""
-    config = TrainerConfig(id="a", directory={"project_root": tmp_path})  # pyright: ignore[reportArgumentType]
+    config = TrainerConfig(id="a", directory={"project_root": tmp_path})
     assert config.run.directory.root == tmp_path / "nshtrainer_logs" / "a"
 
     other = config.model_copy(update={"id": "c"})

@@ -106,7 +106,7 @@ def test_a_mapping_is_a_config_too(tmp_path: Path):
     """`Trainer({...})` validates; another object is refused with a hint."""
     assert Trainer({"max_epochs": 3, "loggers": []}).config.max_epochs == 3
     with pytest.raises(TypeError, match="a TrainerConfig or a mapping is expected, not int"):
-        Trainer(3)  # pyright: ignore[reportArgumentType]
+        Trainer(3)
 
 
 def test_objects_are_keywords_and_plain_values_belong_in_the_config(tmp_path: Path):
@@ -327,7 +327,7 @@ class SavingConfig(CallbackConfigBase):
 def test_what_barebones_mode_cannot_have_is_refused_by_name(tmp_path: Path):
     """A logger object, and a checkpoint callback that asks to stay."""
     callback_registry.register(SavingConfig)
-    kept = SavingConfig(metadata={"enabled_for_barebones": True})  # pyright: ignore[reportArgumentType]
+    kept = SavingConfig(metadata={"enabled_for_barebones": True})
 
     with pytest.raises(ConfigError, match=r"CSVLogger.* does not go with barebones=True"):
         Trainer(TrainerConfig(barebones=True), logger=CSVLogger(tmp_path))
