@@ -9,7 +9,7 @@ import pytest
 import torch
 
 SCRIPT = """
-import sys, warnings
+import math, sys, warnings
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch.utils.data import DataLoader, TensorDataset
@@ -24,7 +24,7 @@ class Model(LightningModule):
         super().__init__()
         seed_everything(3, verbose=False)
         self.layer = torch.nn.Linear(4, 1)
-        self.seen, self.frozen = [], []
+        self.seen, self.frozen, self.trained = [], [], []
 
     def training_step(self, batch, batch_idx):
         loss = (self.layer(batch[0]) - batch[1]).square().mean()
@@ -37,6 +37,7 @@ class Model(LightningModule):
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
         self.frozen.append(torch.equal(self.before, self.layer.weight))
+        self.trained.append(self.layer.weight.detach().clone())
 
     def validation_step(self, batch, batch_idx):
         self.seen.append(self.layer.weight.detach().clone())
@@ -55,7 +56,8 @@ def loader():
     return DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=4)
 
 
-ema = EMACallback(decay=0.8)
+# Eight samples a step, four of each rank: a decay of 0.8.
+ema = EMACallback(half_life_samples=8 * math.log(0.5) / math.log(0.8))
 skipping = GradientSkippingCallback(threshold=1000.0, start_after_n_steps=0)
 stopper = EarlyStoppingCallback(metric=MetricConfig(name="val/own", mode="min"), patience=2)
 trainer = Trainer(
@@ -64,11 +66,12 @@ trainer = Trainer(
     enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=folder,
 )
 model = Model()
+start = model.layer.weight.detach().clone()
 trainer.fit(model, loader(), loader())
 trainer.save_checkpoint(folder + "/end.ckpt")
 torch.save(
     {
-        "weight": model.layer.weight.detach(), "average": ema.average, "seen": model.seen,
+        "start": start, "trained": model.trained, "weight": model.layer.weight.detach(), "average": ema.average, "seen": model.seen,
         "frozen": model.frozen, "skipped": skipping.state_dict(), "epochs": trainer.current_epoch,
         "message": stopper.stopping_reason_message,
     },
@@ -112,6 +115,19 @@ def test_all_ranks_hold_the_same_average_and_evaluate_with_it(ranks):
     assert all(torch.equal(a, b) for a, b in zip(first["seen"], second["seen"], strict=True))
     assert torch.equal(first["seen"][-1], first["average"]["layer.weight"])
     assert torch.equal(file["nshtrainer_average"]["weights"]["layer.weight"], first["weight"])
+
+
+def test_a_half_life_in_samples_counts_those_of_all_ranks(ranks):
+    """Of the steps that were not skipped."""
+    first, _, _ = ranks
+    average = first["start"].double()
+    for weight, skipped in zip(first["trained"], first["frozen"], strict=True):
+        if not skipped:
+            average = 0.8 * average + 0.2 * weight.double()
+
+    torch.testing.assert_close(
+        first["average"]["layer.weight"].double(), average, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_one_rank_that_wants_to_stop_stops_all(ranks):

@@ -54,6 +54,24 @@ def test_each_result_is_what_it_would_be_alone(make):
     )
 
 
+def test_random_numbers_of_the_first_are_not_missed_afterwards(make):
+    """A validation that draws some draws the same in both, and training goes on as with one."""
+
+    class Draws(make["model"]):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.drawn = [*getattr(self, "drawn", []), float(torch.rand(()))]
+            super().validation_step(batch, batch_idx)
+
+    drawn = []
+    for both in (False, True):
+        model = Draws()
+        trainer = make["trainer"](EMACallback(decay=0.8, validate_both=both), max_epochs=2)
+        trainer.fit(model, make["loader"](4), make["loader"](1))
+        drawn.append(model.drawn)
+
+    assert drawn[1] == [drawn[0][0]] * 2 + [drawn[0][1]] * 2
+
+
 def test_loggers_get_both_at_the_same_step(make, tmp_path):
     """Beside the plain name."""
     logger = CSVLogger(tmp_path, name="", version="")

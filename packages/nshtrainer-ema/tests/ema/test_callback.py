@@ -404,3 +404,57 @@ def test_a_run_that_was_killed_before_its_first_save_starts_again_in_its_folder(
         Trainer(config).fit(make["model"](), make["loader"](4))
 
     assert [s.step for s in list_snapshots(tmp_path / "nshtrainer_logs" / "mine" / "ema")] == [1, 2]
+
+
+def test_a_half_life_in_samples_counts_those_since_the_last_update(make):
+    """Four to a batch, two batches to a step, two steps to an update: sixteen."""
+    model, ema = make["model"](), EMACallback(half_life_samples=32.0, every_n_steps=2)
+    start = weights(model)
+    trainer = make["trainer"](ema, limit_val_batches=0, accumulate_grad_batches=2)
+    trainer.fit(model, make["loader"](12))
+
+    close(averages(ema), oracle(start, model.trained[3::4], 0.5 ** (16 / 32)))
+
+
+# Dynamo looks at the .grad of tensors in the middle of a graph.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_a_compiled_part_is_evaluated_at_the_addresses_that_it_knows(make):
+    """The average is copied in; exchanged pointers would be of no use to compiled code."""
+
+    class Compiled(make["model"]):
+        def __init__(self) -> None:
+            super().__init__()
+            self.second = torch.compile(self.second, backend="eager")
+            self.addresses: list[int] = []
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.addresses.append(self.second.weight.data_ptr())
+            super().validation_step(batch, batch_idx)
+
+    model, ema = Compiled(), EMACallback(decay=DECAY)
+    make["trainer"](ema).fit(model, make["loader"](4), make["loader"](1))
+
+    assert model.addresses == [model.second.weight.data_ptr()]
+    assert torch.equal(model.probe[0], ema.average["second._orig_mod.weight"])
+    assert equal(weights(model), model.trained[-1])
+
+
+def test_snapshots_leave_buffers_out(make, tmp_path):
+    """A sum with negative weights of running variances would be no variance."""
+
+    class Normed(make["model"]):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.norm(self.first(x)))
+
+    options = {"profiles": [0.1], "snapshot_every_n_steps": 2, "snapshot_dir": tmp_path / "s"}
+    ema = EMACallback(buffers="average", **options)
+    make["trainer"](ema, limit_val_batches=0).fit(Normed(), make["loader"](4))
+
+    assert "norm.running_var" in ema.average
+    assert set(reconstruct(tmp_path / "s", sigma_rel=0.1)) == {
+        name for name, _ in Normed().named_parameters()
+    }

@@ -352,15 +352,10 @@ def test_buffers_resume_bitwise(buffers, make, tmp_path):
     assert not torch.equal(mean, file["nshtrainer_average"]["weights"]["norm.running_mean"])
 
 
-def test_further_averages_and_counts_resume_bitwise(make, tmp_path):
-    """Several decays, a warm-up, a start and a half-life in samples."""
-    options = {
-        "half_life_samples": 40.0,
-        "extra_decays": [0.5, 0.9],
-        "warmup": "inverse_power",
-        "start_step": 2,
-        "every_n_steps": 3,
-    }
+@pytest.mark.parametrize("options", [{}, {"warmup": "inverse_power", "start_step": 2}])
+def test_further_averages_and_counts_resume_bitwise(options, make, tmp_path):
+    """Several decays and a half-life in samples, saved between two updates."""
+    options = {"half_life_samples": 40.0, "extra_decays": [0.5, 0.9], "every_n_steps": 3, **options}
 
     def train(epochs: int, name: str, ckpt: Path | None = None) -> dict[str, list[Tensor]]:
         model, ema = make["model"](), EMACallback(**options)
