@@ -9,7 +9,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ByteSize, Field, field_validator
+from pydantic import (
+    BeforeValidator,
+    ByteSize,
+    Field,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
 from typing_extensions import override
 
 from nshtrainer.callbacks.base import (
@@ -54,13 +61,16 @@ Folder = Annotated[Path | str, BeforeValidator(_checked)]
 Interval = Annotated[timedelta, BeforeValidator(_no_number), Field(gt=timedelta(0))]
 
 
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError(f"{value!r} is no size; give bytes, or text such as '20GB'")  # noqa: TRY004 -- pydantic reports ValueError
-    return value
+def _size(value: Any, handler: ValidatorFunctionWrapHandler) -> ByteSize:
+    try:
+        if not isinstance(value, bool):
+            return handler(value)
+    except OverflowError:  # '1e999TB', with pydantic 2.12
+        pass
+    raise ValueError(f"{value!r} is no size; give bytes, or text such as '20GB'")
 
 
-Size = Annotated[ByteSize, BeforeValidator(_no_bool), Field(gt=0)]
+Size = Annotated[ByteSize, WrapValidator(_size), Field(gt=0)]
 OnSaveError = Literal["raise", "warn"]
 PreemptionSignal = Literal["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGXCPU"]
 
