@@ -47,6 +47,7 @@ class _Copying:
         self._free = buffers
         self.used: list[Tensor] = []
         self._sources: list[Tensor] = []
+        self._targets: list[Tensor] = []
         self._by_storage: dict[tuple[torch.device, int], Tensor] = {}
 
     def tree(self, value: Any) -> Any:
@@ -75,11 +76,17 @@ class _Copying:
         key = (tensor.device, storage.data_ptr())
         buffer = self._by_storage.get(key) if storage.data_ptr() else None
         if buffer is None:
-            source = _over(storage, (0, (storage.nbytes(),), (1,)), torch.uint8, tensor.device)
             buffer = self._buffer(storage.nbytes(), pinned=tensor.is_cuda)
-            self._sources.append(source)
             self.used.append(buffer)
             self._by_storage[key] = buffer
+            if storage.nbytes() == tensor.nbytes and tensor.is_contiguous():
+                copied = buffer.view(tensor.dtype).view(tensor.shape)
+                self._sources.append(tensor)
+                self._targets.append(copied)
+                return copied
+            source = _over(storage, (0, (storage.nbytes(),), (1,)), torch.uint8, tensor.device)
+            self._sources.append(source)
+            self._targets.append(buffer)
         place = cast("Any", (tensor.storage_offset(), tensor.size(), tensor.stride()))
         return _over(buffer.untyped_storage(), place, tensor.dtype, buffer.device)
 
@@ -94,9 +101,9 @@ class _Copying:
 
     def run(self) -> None:
         """Copy everything, and wait until it is there."""
-        if self.used:
+        if self._targets:
             with torch.no_grad():
-                torch._foreach_copy_(self.used, self._sources, non_blocking=True)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage] -- one call for all
+                torch._foreach_copy_(self._targets, self._sources, non_blocking=True)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage] -- one call for all
         for device in {s.device for s in self._sources if s.is_cuda}:
             torch.cuda.current_stream(device).synchronize()
 

@@ -15,7 +15,6 @@ import contextlib
 import errno
 import getpass
 import itertools
-import json
 import logging
 import os
 import shutil
@@ -39,12 +38,12 @@ from .metadata import (
     Record,
     digest,
     is_intact,
-    json_value,
     note_own_removal,
     note_own_write,
     pending_of,
     read_record,
     sidecar_of,
+    to_text,
 )
 from .names import EXTENSION
 from .places import Place
@@ -143,7 +142,7 @@ def commit(
         "checkpoint_checksum": sha256,
         **metadata,
     }
-    text = json.dumps(json_value(metadata), indent=2, allow_nan=False) + "\n"
+    text = to_text(metadata)
     with explaining(path, size):
         if isinstance(path, Path):
             _commit_here(temporary, path, text, is_moved=is_moved, is_flushed=known is not None)

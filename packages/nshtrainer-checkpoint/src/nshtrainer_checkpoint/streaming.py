@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Collection, Generator
+from collections.abc import Callable, Collection, Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -81,18 +82,28 @@ class StreamingCheckpointIO(TorchCheckpointIO):
         return self._known
 
     def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
-        self.weights_finite = _all_finite(checkpoint.get("state_dict"), self._parameters)
+        def meanwhile() -> None:
+            self.weights_finite = _all_finite(checkpoint.get("state_dict"), self._parameters)
+
         with explaining(path.parent):
-            self._known = retrying(lambda: _write(checkpoint, path), path.parent)
+            self._known = retrying(lambda: _write(checkpoint, path, meanwhile), path.parent)
 
 
-def _write(checkpoint: dict[str, Any], path: Path) -> tuple[int, str]:
+def _write(
+    checkpoint: dict[str, Any], path: Path, meanwhile: Callable[[], None]
+) -> tuple[int, str]:
     digesting: DigestingFile | None = None
     try:
-        with path.open("wb") as file, DigestingFile(file, lasting_memory(checkpoint)) as digesting:
+        with (
+            ThreadPoolExecutor(1) as pool,
+            path.open("wb") as file,
+            DigestingFile(file, lasting_memory(checkpoint)) as digesting,
+        ):
             torch.save(checkpoint, digesting)  # pyright: ignore[reportArgumentType] -- all it needs of a file
             file.flush()
-            _sync(file.fileno())  # meanwhile the digest is completed
+            flushed = pool.submit(_sync, file.fileno())  # and the digest is completed
+            meanwhile()
+            flushed.result()
     except BaseException as error:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)

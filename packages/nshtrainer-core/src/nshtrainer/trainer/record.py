@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
 import logging
+import pickle
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
@@ -53,7 +53,8 @@ class RunRecord(Callback):
         self.objects = {name: _kind(value) for name, value in (objects or {}).items()}
         self._environment: EnvironmentSnapshot | None = None
         self._dumped: dict[str, Any] | None = None
-        self._redacted: dict[str, Any] = {}
+        self._redacted = b""
+        """What may be told of `_dumped`, pickled: each reader gets a copy of its own, fast."""
         silence_unused_hooks(self)
 
     @property
@@ -130,15 +131,17 @@ class RunRecord(Callback):
         """The configuration with the settled id, as plain data without secrets."""
         data = {**as_data(self.config), "id": self.config.run.id}
         if data != self._dumped:  # redacting takes longer than writing a small checkpoint
-            self._dumped, self._redacted = data, redact(data)
-        return copy.deepcopy(self._redacted)
+            self._dumped, self._redacted = data, pickle.dumps(redact(data))
+        return pickle.loads(self._redacted)
 
     def description(self) -> dict[str, Any]:
         """The run as plain data without secrets; see `describe_run`."""
+        # The configuration as the checkpoint holds it that was prepared just now, if one was.
+        known = pickle.loads(self._redacted) if self._redacted else self._config_as_data()
         return {
             "name": self.config.full_name or None,
             "project": self.config.project,
-            "trainer_config": self._config_as_data(),
+            "trainer_config": known,
             **_surroundings(self._environment),
         }
 
