@@ -22,8 +22,8 @@ _LIMITS = {"fp32": 1.05, "bf16": 1.3}
 _AHEAD = 1 / 3
 """Of every peer, for tiny tensors."""
 _SWAP = 0.02
-_ONE_SHADOW = 1.01  # a hundredth for blocks to work in
-_EXTRA = 0.01
+_ONE_SHADOW = 1.02  # a megabyte or two for blocks to work in
+_EXTRA = 0.02
 _DECAY = 0.999
 
 

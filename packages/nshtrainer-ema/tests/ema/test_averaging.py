@@ -138,3 +138,108 @@ def test_a_parameter_split_over_processes_is_refused():
 
     with pytest.raises(UnsupportedParameterError, match=r"'weight'.*FSDP2"):
         WeightEMA(decay=0.5).track(0, [module.weight], module)
+
+
+class Mixed(nn.Module):
+    """Small and large weights of many shapes, of one dtype or of several."""
+
+    def __init__(self, dtypes: list[torch.dtype]) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(3,), (), (5, 7), (2, 3, 3, 3), (40_000,), (0,), (1,), (11,), (300, 200), (6,)]
+        for number, shape in enumerate(shapes):
+            weight = torch.randn(shape, generator=generator).to(dtypes[number % len(dtypes)])
+            self.register_parameter(f"w{number}", nn.Parameter(weight))
+
+    def step(self, number: int) -> None:
+        """Put other values in, as an optimizer would."""
+        generator = torch.Generator().manual_seed(number)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+
+
+DTYPES = {
+    "fp32": [torch.float32],
+    "bf16": [torch.bfloat16],
+    "fp32 and bf16": [torch.float32, torch.bfloat16],
+    "mostly bf16": [torch.bfloat16, torch.bfloat16, torch.bfloat16, torch.float32],
+    "fp16 and fp64": [torch.float16, torch.float64],
+}
+
+
+@pytest.mark.parametrize("flag", [None, "host", "device"])
+@pytest.mark.parametrize("block", [1 << 18, 50])
+@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
+def test_weights_that_are_moved_together_move_as_each_by_itself(dtypes, block, flag, monkeypatch):
+    """Bit for bit, in whatever company and blocks."""
+    monkeypatch.setattr("nshtrainer_ema.ema.averaging._BLOCK", {"cpu": block})
+    module = Mixed(dtypes)
+    ema = WeightEMA(module, decay=0.9)
+    expected = {n: t.clone() for n, t in ema.averages.items()}
+    for number in range(4):
+        module.step(number)
+        skips = flag is not None and number == 2
+        ema.update(skipped=torch.tensor(skips) if flag == "device" else skips)
+        for name, parameter in module.named_parameters():
+            if not skips:
+                expected[name].lerp_(parameter.detach().to(expected[name].dtype), 1 - 0.9)
+
+    for name, tensor in ema.averages.items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_small_averages_lie_side_by_side_in_no_more_memory(dtype):
+    """They share one storage, which is as large as they are."""
+    module = nn.ModuleList(nn.Linear(4, 4) for _ in range(3)).to(dtype)
+    ema = WeightEMA(module, decay=0.9)
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in ema.averages.values()}
+
+    assert len(storages) == 1
+    assert sum(s.nbytes() for s in storages.values()) == 4 * sum(
+        p.numel() for p in module.parameters()
+    )
+
+
+def test_an_optimizer_finds_averages_that_another_one_has_laid_elsewhere():
+    """A parameter may be stepped by two optimizers, one of which was seen later."""
+    module = nn.ModuleDict({name: nn.Linear(2, 2, bias=False) for name in "abc"})
+    ema = WeightEMA(decay=0.5)
+    listed = [module["a"].weight], [module[name].weight for name in "abc"]
+    for index, parameters in enumerate(listed):
+        ema.track(index, parameters, module)
+    start = module["a"].weight.detach().clone()
+    with torch.no_grad():
+        module["a"].weight.add_(1)
+    for index, parameters in enumerate(listed):
+        if not ema.tracks(index, parameters):
+            ema.track(index, parameters, module)
+        ema.update(index)
+
+    assert torch.equal(ema.averages["a.weight"], start.lerp(start + 1, 0.5).lerp(start + 1, 0.5))
+
+
+@pytest.mark.parametrize("change", ["cast", "replace", "channels_last", "transposed"])
+def test_weights_that_are_changed_in_place_are_followed(change):
+    """A module that is cast keeps its parameters, and so its average."""
+    module = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 4, 3), nn.Linear(6, 5))
+    ema = WeightEMA(module, decay=0.5)
+    expected = {n: t.clone() for n, t in ema.averages.items()}
+    for number in range(3):
+        if number == 1 and change == "cast":
+            module.to(torch.bfloat16)
+        elif number == 1 and change == "channels_last":
+            module.to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                if change == "replace":
+                    parameter.data = torch.randn_like(parameter)
+                elif change == "transposed" and parameter.dim() == 2:
+                    parameter.data = torch.randn(parameter.shape[::-1]).t()
+                else:
+                    parameter.copy_(torch.randn(parameter.shape))
+                expected[name].lerp_(parameter.float(), 0.5)
+        ema.update()
+
+    torch.testing.assert_close(ema.averages, expected, rtol=0, atol=0)

@@ -2,19 +2,143 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-__all__ = ["update_average"]
+__all__ = ["Averaging", "Workspace", "pack", "separate", "update_average"]
 
 # Private in torch; there is no public form of the foreach functions.
 _torch: Any = torch
 
 _PIECE = 1 << 22
-"""How many elements are cast to the average's dtype at a time: 16 MiB in fp32."""
+"""How many elements are brought to another device at a time: 16 MiB in fp32."""
+
+_BLOCK = {"cpu": 1 << 18}
+"""How many elements are cast at a time, so that they are still in the cache; elsewhere `_PIECE`."""
+
+_SMALL = 1 << 15
+"""Elements; below it, a call costs more than what it does, and neighbours share one."""
+
+_dtype_of = attrgetter("dtype")
+_kind_of = attrgetter("dtype", "device")
+
+
+class Workspace:
+    """Memory for casts, used again at each update."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def block(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A flat tensor with *size* elements, whatever they are."""
+        known = self._blocks.get((dtype, device))
+        if known is None or known.numel() < size:
+            known = self._blocks[dtype, device] = torch.empty(size, dtype=dtype, device=device)
+        return known[:size]
+
+
+class _Run(NamedTuple):
+    """Averages that lie side by side, and so can be moved as one."""
+
+    flat: Tensor
+    indices: range
+    is_flat: bool
+    """Whether their weights need not be flattened."""
+
+
+class _Plan(NamedTuple):
+    """Who is moved how; indices of averages."""
+
+    kinds: Any
+    """Dtypes and devices of the weights that it is for."""
+    alike: list[int]
+    cast: list[int]
+    runs: list[_Run]
+    distant: list[int]
+
+
+class Averaging:
+    """Moves a list of averages, again and again; what can be found out once is kept.
+
+    Args:
+        averages: Tensors to update.
+        workspace: Used where weights have another dtype; None takes one of its own.
+    """
+
+    def __init__(self, averages: list[Tensor], workspace: Workspace | None = None) -> None:
+        self.averages = averages
+        self._workspace = Workspace() if workspace is None else workspace
+        self._plan = _Plan(None, [], [], [], [])
+
+    def move(
+        self, weights: list[Tensor], decay: float | Tensor, where: Tensor | None = None
+    ) -> None:
+        """Move the averages toward *weights*; see `update_average`."""
+        # A module may be moved or cast, and keeps its parameters.
+        kinds = list(map(_dtype_of, weights)), list(map(Tensor.get_device, weights))
+        if kinds != self._plan.kinds:
+            self._plan = _planned(self.averages, weights, kinds)
+        plan, averages = self._plan, self.averages
+        weight = 1 - decay
+        if len(plan.alike) == len(averages):
+            _lerp(averages, weights, weight, where)
+            return
+        _lerp([averages[i] for i in plan.alike], [weights[i] for i in plan.alike], weight, where)
+        for run in plan.runs:
+            self._move_run(run, weights, weight, where)
+        for index in plan.cast:
+            self._move_cast(averages[index], weights[index], weight, where)
+        distant = [(averages[i], weights[i]) for i in plan.distant]
+        for piece in _pieces(distant):
+            brought = [w.to(a.device, a.dtype) for a, w in piece]
+            _lerp([a for a, _ in piece], brought, weight, where)
+
+    def _move_run(
+        self, run: _Run, weights: list[Tensor], weight: float | Tensor, where: Tensor | None
+    ) -> None:
+        """Collect the small ones, cast them as one and move as one."""
+        sources = weights[run.indices.start : run.indices.stop]
+        if not run.is_flat:
+            sources = [source.reshape(-1) for source in sources]
+        flat, first = run.flat, sources[0]
+        collected = self._workspace.block(flat.numel(), first.dtype, first.device)
+        torch.cat(sources, out=collected)
+        if first.dtype == flat.dtype:
+            self._lerp_flat(flat, collected, weight, where)
+        else:
+            self._cast_flat(flat, collected, weight, where)
+
+    def _move_cast(
+        self, average: Tensor, source: Tensor, weight: float | Tensor, where: Tensor | None
+    ) -> None:
+        if not source.is_contiguous():
+            _lerp([average], [source.to(average.dtype)], weight, where)
+            return
+        average, source = average.view(-1), source.detach().view(-1)
+        size = _block_size(average)
+        for start in range(0, average.numel(), size):
+            end = start + size
+            self._cast_flat(average[start:end], source[start:end], weight, where)
+
+    def _cast_flat(
+        self, average: Tensor, source: Tensor, weight: float | Tensor, where: Tensor | None
+    ) -> None:
+        block = self._workspace.block(average.numel(), average.dtype, average.device)
+        block.copy_(source)
+        self._lerp_flat(average, block, weight, where)
+
+    @staticmethod
+    def _lerp_flat(
+        average: Tensor, source: Tensor, weight: float | Tensor, where: Tensor | None
+    ) -> None:
+        if where is not None or isinstance(weight, Tensor):
+            weight = _on(weight, where, average.device, average.dtype)
+        average.lerp_(source, weight)
 
 
 def update_average(
@@ -37,13 +161,123 @@ def update_average(
 
     Source: Polyak and Juditsky 1992, https://doi.org/10.1137/0330046.
     """
-    pairs = list(zip(average, source, strict=True))
-    alike = [(a, s) for a, s in pairs if a.dtype == s.dtype and a.device == s.device]
-    _lerp(alike, 1 - decay, where)
-    if len(alike) < len(pairs):
-        others = [(a, s) for a, s in pairs if a.dtype != s.dtype or a.device != s.device]
-        for piece in _pieces(others):
-            _lerp([(a, s.to(a.device, a.dtype)) for a, s in piece], 1 - decay, where)
+    Averaging(average).move(source, decay, where)
+
+
+def pack(averages: list[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+    """Lay small *averages* side by side in one storage where that is faster; returns all of them.
+
+    Collecting, casting and moving a thousand small tensors then takes three calls, and no more
+    memory. What has a storage in common with others already is left there.
+    """
+    packed = list(averages)
+    kinds: dict[Any, list[int]] = {}
+    for index, (average, weight) in enumerate(zip(averages, weights, strict=True)):
+        if _runs(average, weight) and not _shares(average):
+            kinds.setdefault((average.dtype, weight.dtype, average.device), []).append(index)
+    for indices in kinds.values():
+        if len(indices) > 1:
+            flat = torch.cat([averages[i].reshape(-1) for i in indices])
+            parts = torch.split(flat, [averages[i].numel() for i in indices])
+            for index, part in zip(indices, parts, strict=True):
+                packed[index] = part.view(averages[index].shape)
+    return packed
+
+
+def separate(average: Tensor) -> Tensor:
+    """*average*, or a copy if it shares its storage with others (`pack`)."""
+    return average.clone() if _is_plain(average) and _shares(average) else average
+
+
+def _planned(averages: list[Tensor], weights: list[Tensor], kinds: Any) -> _Plan:
+    plan = _Plan(kinds, [], [], [], [])
+    small: list[int] = []
+    for index, (average, weight) in enumerate(zip(averages, weights, strict=True)):
+        if _runs(average, weight):
+            small.append(index)
+        else:
+            _by_itself(plan, index, average, weight)
+    for indices in _neighbours(averages, weights, small):
+        if len(indices) == 1:
+            _by_itself(plan, indices[0], averages[indices[0]], weights[indices[0]])
+        else:
+            plan.runs.append(_run(averages, weights, indices))
+    return plan
+
+
+def _by_itself(plan: _Plan, index: int, average: Tensor, weight: Tensor) -> None:
+    if _kind_of(average) == _kind_of(weight):
+        plan.alike.append(index)
+    elif _is_flat(average, weight):
+        plan.cast.append(index)
+    else:
+        plan.distant.append(index)
+
+
+def _run(averages: list[Tensor], weights: list[Tensor], indices: range) -> _Run:
+    first = averages[indices[0]]
+    size = sum(averages[i].numel() for i in indices)
+    flat = first.as_strided((size,), (1,), first.storage_offset())
+    return _Run(flat, indices, all(weights[i].dim() == 1 for i in indices))
+
+
+def _neighbours(
+    averages: list[Tensor], weights: list[Tensor], indices: list[int]
+) -> Iterator[range]:
+    """Split *indices* into runs of averages that lie side by side, a block at the most."""
+    start, size = 0, 0
+    for at, index in enumerate(indices):
+        left, right = indices[at - 1], index
+        num = averages[index].numel()
+        if at > start and not (
+            size + num <= _block_size(averages[index])
+            and right == left + 1
+            and weights[left].dtype == weights[right].dtype
+            and _are_side_by_side(averages[left], averages[right])
+        ):
+            yield range(indices[start], left + 1)
+            start, size = at, 0
+        size += num
+    if indices:
+        yield range(indices[start], indices[-1] + 1)
+
+
+def _are_side_by_side(left: Tensor, right: Tensor) -> bool:
+    if _kind_of(left) != _kind_of(right):
+        return False
+    same = left.untyped_storage().data_ptr() == right.untyped_storage().data_ptr()
+    gap = right.storage_offset() - left.storage_offset()
+    return same and bool(gap == left.numel())
+
+
+def _runs(average: Tensor, weight: Tensor) -> bool:
+    """Whether *average* is better moved together with its neighbours."""
+    # On other devices a foreach function moves tensors of one dtype in one kernel.
+    helps = average.dtype != weight.dtype or average.device.type == "cpu"
+    return helps and average.numel() < _SMALL and _is_flat(average, weight)
+
+
+def _is_flat(average: Tensor, weight: Tensor) -> bool:
+    """Whether *average* can be moved in flat blocks."""
+    return (
+        average.device == weight.device
+        and _is_plain(average)
+        and _is_plain(weight)
+        and average.is_contiguous()
+        and average.numel() > 0
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, Parameter) and tensor.layout == torch.strided
+
+
+def _shares(tensor: Tensor) -> bool:
+    return tensor.untyped_storage().nbytes() > tensor.nbytes
+
+
+def _block_size(average: Tensor) -> int:
+    return _BLOCK.get(average.device.type, _PIECE)
 
 
 def _pieces(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
@@ -60,17 +294,18 @@ def _pieces(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, T
         yield piece
 
 
-def _lerp(pairs: list[tuple[Tensor, Tensor]], weight: float | Tensor, where: Tensor | None) -> None:
-    if not pairs:
+def _lerp(
+    average: list[Tensor], source: list[Tensor], weight: float | Tensor, where: Tensor | None
+) -> None:
+    if not average:
         return
-    average, source = [a for a, _ in pairs], [s for _, s in pairs]
     if where is None and not isinstance(weight, Tensor):
         _torch._foreach_lerp_(average, source, weight)
         return
     # One tensor for each pair: a single one would be read by the host.
-    kinds = {(a.device, a.dtype) for a in average}
-    weights = {kind: _on(weight, where, *kind) for kind in kinds}
-    _torch._foreach_lerp_(average, source, [weights[a.device, a.dtype] for a in average])
+    kinds = list(map(_kind_of, average))
+    weights = {kind: _on(weight, where, *reversed(kind)) for kind in set(kinds)}
+    _torch._foreach_lerp_(average, source, [weights[kind] for kind in kinds])
 
 
 def _on(

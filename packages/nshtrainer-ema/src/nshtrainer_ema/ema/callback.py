@@ -42,7 +42,7 @@ class EMACallback(ConfiguredCallback[EMACallbackConfig]):
     The average begins as the weights are when training starts, and moves once per optimizer step
     that was not skipped, for the parameters of that optimizer. It stands in for the weights during
     validation, test and prediction, unless `validate_original_weights`; training goes on with the
-    weights themselves, which are also what the module holds in the end.
+    weights themselves, which are also what the module holds in the end, unless `average_after_fit`.
 
     Evaluation with a `ckpt_path` uses that file's average, and without one in it, its weights. After
     that, and after weights were loaded into the module by hand, the average is no longer that of the
@@ -69,6 +69,7 @@ class EMACallback(ConfiguredCallback[EMACallbackConfig]):
         self._evaluated = WeightSwap()
         self._module: weakref.ref[LightningModule] | None = None
         self._versions: dict[str, int] = {}
+        self._versions_at_end: dict[str, int] = {}
         self._named: dict[str, Tensor] = {}
         self._new_epoch = False
         self._samples = 0
@@ -192,6 +193,13 @@ class EMACallback(ConfiguredCallback[EMACallbackConfig]):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.config.snapshot_every_n_steps is not None:
             self._write_snapshots(trainer)
+        self._versions_at_end = self._versions_of(pl_module)
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # All checkpoints are saved. Early stopping may have put the best weights into the module.
+        if self.config.average_after_fit and self._versions_at_end == self._versions_of(pl_module):
+            self._ema.copy_to(pl_module)
 
     def _transform(self, step: GradientStep) -> None:
         # Before the step: a parameter that is new to the optimizer begins as it is now.

@@ -37,6 +37,10 @@ class EMACallbackConfig(CallbackConfigBase, AverageOptions, defer_build=False):
     """In a fit, validate a second time with the other set of weights. What validation logs keeps its
     name for the set that is evaluated, and is logged again as `ema/<name>` and `raw/<name>`."""
 
+    average_after_fit: bool = False
+    """Let the module hold the average when a fit has ended as it should, as Lightning's
+    `WeightAveraging` does; the weights as trained are then in the checkpoints only."""
+
     snapshot_every_n_steps: PositiveInt | None = None
     """Write the averages of `profiles` to a file at every so many optimizer steps and at the end of
     training; None writes none."""

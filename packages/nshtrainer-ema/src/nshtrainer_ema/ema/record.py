@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from nshtrainer.errors import NshTrainerError
 from nshtrainer.runtime.saving import AVERAGE_KEY
 
+from .averaging import separate
 from .options import AverageOptions
 from .shards import like, local, whole
 from .weight_ema import WeightEMA
@@ -75,7 +76,7 @@ def write_record(
     for name, tensor, average in ema.pairs(module):
         own, value = trained[name], average
         if not sharded:
-            own, value = whole(own), whole(value)
+            own, value = whole(own), separate(whole(value))
         evaluated = value if evaluates_average else own
         stored = _store(state, names[id(tensor)], evaluated)
         if not (evaluates_average and stored is evaluated):
@@ -83,7 +84,7 @@ def write_record(
         if evaluates_average or stored is None:
             weights[name] = own
     others = {
-        label: {n: t if sharded else whole(t) for n, t in ema.of(label).items()}
+        label: {n: t if sharded else separate(whole(t)) for n, t in ema.of(label).items()}
         for label in ema.labels[1:]
     }
     record: dict[str, Any] = {

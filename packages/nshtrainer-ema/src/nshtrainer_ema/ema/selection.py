@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from nshtrainer.errors import ConfigError
 
-__all__ = ["BufferSlot", "Selection", "buffer_slots"]
+__all__ = ["BufferSlot", "ModuleContent", "Selection", "buffer_slots"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,34 @@ class BufferSlot:
     def tensor(self) -> Tensor:
         """What is there now."""
         return self.owner.get_buffer(self.key)
+
+
+class ModuleContent:
+    """The parameters of a module, and which need a gradient: to notice fast that it has changed."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._modules = list(module.modules())
+        self._children, self._parameters, self._flags = self._look()
+
+    def is_of(self, module: nn.Module) -> bool:
+        """Whether *module* is the one that was given, and has what it had then."""
+        if module is not self._modules[0]:
+            return False
+        children, parameters, flags = self._look()
+        return (
+            flags == self._flags
+            and _same(children, self._children)
+            and _same(parameters, self._parameters)
+        )
+
+    def _look(self) -> tuple[list[Any], list[Any], list[bool]]:
+        children = [c for m in self._modules for c in m._modules.values()]  # pyright: ignore[reportPrivateUsage] -- `children` takes each once, which is slow
+        parameters = [p for m in self._modules for p in m._parameters.values()]  # pyright: ignore[reportPrivateUsage] -- as above
+        return children, parameters, [p is not None and p.requires_grad for p in parameters]
+
+
+def _same(ours: list[Any], theirs: list[Any]) -> bool:
+    return len(ours) == len(theirs) and all(map(operator.is_, ours, theirs))
 
 
 def buffer_slots(module: nn.Module, selection: Selection) -> Iterator[BufferSlot]:

@@ -15,10 +15,10 @@ from torch.nn.parameter import is_lazy
 from nshtrainer.errors import NshTrainerError
 from nshtrainer.runtime.weights import WeightSwap
 
-from .averaging import update_average
+from .averaging import Averaging, Workspace, pack, update_average
 from .options import AverageOptions
 from .schedule import DecaySchedule, schedules_of
-from .selection import BufferSlot, Selection, buffer_slots
+from .selection import BufferSlot, ModuleContent, Selection, buffer_slots
 from .shards import is_sharded, like, local
 
 __all__ = ["UnsupportedParameterError", "WeightEMA"]
@@ -48,7 +48,7 @@ class _Group:
     """The optimizer's parameters, as the list that it was made from."""
     weights: list[Tensor] = field(default_factory=list[Tensor])
     is_sharded: bool = False
-    averages: list[list[Tensor]] = field(default_factory=list[list[Tensor]])
+    averages: list[Averaging] = field(default_factory=list[Averaging])
     """For each average, its tensors for `weights`."""
 
 
@@ -129,6 +129,9 @@ class WeightEMA:
         self._counts: dict[int, _Count] = {}
         self._groups: dict[int, _Group] = {}
         self._slots: list[BufferSlot] | None = None
+        self._content: ModuleContent | None = None
+        """Of the module that is followed, when it was tracked."""
+        self._workspace = Workspace()
         self._swap = WeightSwap()
         self._module: weakref.ref[nn.Module] | None = None
         if module is not None:
@@ -139,7 +142,8 @@ class WeightEMA:
     def __getstate__(self) -> dict[str, Any]:
         """Take the averages along, and nothing that belongs to this process or module."""
         state = self.__dict__.copy()
-        state.update(_swap=WeightSwap(), _module=None, _groups={}, _slots=None)
+        state.update(_swap=WeightSwap(), _workspace=Workspace())
+        state.update(_module=None, _groups={}, _slots=None, _content=None)
         return state
 
     # ---- as a user of plain PyTorch sees it ------------------------------------------------------
@@ -195,7 +199,7 @@ class WeightEMA:
         weights = list(map(local, group.weights)) if group.is_sharded else group.weights
         for position, average in enumerate(self._averages.values()):
             decay = average.schedule.of_update(count.steps, count.samples)
-            update_average(group.averages[position], weights, decay, where=where)
+            group.averages[position].move(weights, decay, where)
             if self._moves_buffers(index):
                 self._update_buffers(average, decay, where)
         count.updated(due)
@@ -300,9 +304,8 @@ class WeightEMA:
         """
         names = {id(parameter): name for name, parameter in module.named_parameters()}
         is_complete = not any(is_lazy(parameter) for parameter in parameters)
-        group = _Group(
-            listed=parameters if is_complete else [], averages=[[] for _ in self._averages]
-        )
+        group = _Group(listed=parameters if is_complete else [])
+        tracked: list[str] = []
         for parameter in parameters:
             name = names.get(id(parameter))
             if name is None or name not in self.selection or is_lazy(parameter):
@@ -310,10 +313,17 @@ class WeightEMA:
             if not (parameter.requires_grad or name in self.averages):
                 continue
             _check_shard(name, parameter)
+            tracked.append(name)
             group.weights.append(parameter)
             group.is_sharded |= is_sharded(parameter)
-            for average, tensors in zip(self._averages.values(), group.averages, strict=True):
-                tensors.append(local(self._tensor_of(average, name, parameter)))
+        for average in self._averages.values():
+            tensors = [
+                self._tensor_of(average, name, weight)
+                for name, weight in zip(tracked, group.weights, strict=True)
+            ]
+            if not group.is_sharded:
+                tensors = self._pack(average, tracked, tensors, group.weights)
+            group.averages.append(Averaging(list(map(local, tensors)), self._workspace))
         self._groups[index] = group
         self._counts.setdefault(index, _Count())
         self._track_buffers(module)
@@ -387,13 +397,14 @@ class WeightEMA:
 
     def _follow(self, module: nn.Module) -> None:
         """Track what needs a gradient in *module* by now."""
-        wanted = [p for p in module.parameters() if p.requires_grad]
         group = self._groups.get(0)
-        if group is None or list(map(id, group.listed)) != list(map(id, wanted)):
+        if group is None or self._content is None or not self._content.is_of(module):
+            wanted = [p for p in module.parameters() if p.requires_grad]
             kept = [p for n, p in module.named_parameters() if n in self.averages]
             listed = {id(p): p for p in [*wanted, *kept]}
             self.track(0, list(listed.values()), module)
-            self._groups[0].listed = list(wanted)
+            is_complete = bool(self._groups[0].listed) or not listed
+            self._content = ModuleContent(module) if is_complete else None
 
     def _tensor_of(self, average: _Average, name: str, tensor: Tensor) -> Tensor:
         dtype = self.dtype_of(tensor)
@@ -407,6 +418,18 @@ class WeightEMA:
             found = tensor.detach().to(device, dtype, copy=True)
         average.tensors[name] = found
         return found
+
+    def _pack(
+        self, average: _Average, names: list[str], tensors: list[Tensor], weights: list[Tensor]
+    ) -> list[Tensor]:
+        packed = pack(tensors, weights)
+        moved = {n for n, old, new in zip(names, tensors, packed, strict=True) if old is not new}
+        average.tensors.update(zip(names, packed, strict=True))
+        if moved:
+            # Another optimizer may step one of them: it has to look for them again.
+            for group in self._groups.values():
+                group.listed = []
+        return packed
 
     def _track_buffers(self, module: nn.Module) -> None:
         if self._slots is not None or self.options.buffers == "keep":
