@@ -132,12 +132,15 @@ class RunRecord(Callback):
         data = {**as_data(self.config), "id": self.config.run.id}
         if data != self._dumped:  # redacting takes longer than writing a small checkpoint
             self._dumped, self._redacted = data, pickle.dumps(redact(data))
-        return pickle.loads(self._redacted)
+        return self._known_config()
+
+    def _known_config(self) -> dict[str, Any]:
+        return pickle.loads(self._redacted)  # noqa: S301 -- what we have pickled ourselves
 
     def description(self) -> dict[str, Any]:
         """The run as plain data without secrets; see `describe_run`."""
         # The configuration as the checkpoint holds it that was prepared just now, if one was.
-        known = pickle.loads(self._redacted) if self._redacted else self._config_as_data()
+        known = self._known_config() if self._redacted else self._config_as_data()
         return {
             "name": self.config.full_name or None,
             "project": self.config.project,
