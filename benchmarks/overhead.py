@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .workloads import MakeTrainer
 
 _STEPS, _QUICK_STEPS = 300, 12
+_DYNAMICS = 1.03
 _FIRST = 0.2  # of the steps: the optimizer's state and every callback's are made in these
 
 
@@ -20,7 +21,7 @@ def overhead(settings: Settings) -> Iterator[Comparison]:
     """One epoch a sample, on one thread; batch 64, AdamW, metrics logged every 50 steps."""
     import torch
 
-    from .workloads import NETS, TRAINERS
+    from .workloads import DYNAMICS, NETS, STEPS
 
     threads, steps = torch.get_num_threads(), _QUICK_STEPS if settings.is_quick else _STEPS
     torch.set_num_threads(1)
@@ -28,8 +29,9 @@ def overhead(settings: Settings) -> Iterator[Comparison]:
         for net in NETS:
             yield Comparison(
                 case=f"{net}: a step",
-                baseline=next(iter(TRAINERS)),
-                samplers={name: _mean_step(make, net, steps) for name, make in TRAINERS.items()},
+                baseline=next(iter(STEPS)),
+                samplers={name: _mean_step(make, net, steps) for name, make in STEPS.items()},
+                limits={DYNAMICS: _DYNAMICS} if "deep" in net else {},
             )
     finally:
         torch.set_num_threads(threads)

@@ -15,7 +15,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.nn import functional
@@ -30,7 +30,9 @@ from .method import Sample
 
 __all__ = [
     "BATCH_SIZE",
+    "DYNAMICS",
     "NETS",
+    "STEPS",
     "TRAINERS",
     "Batches",
     "DeepModel",
@@ -41,6 +43,7 @@ __all__ = [
 
 BATCH_SIZE = 64
 _LOG_EVERY = 50
+_DECAY = 0.999
 
 MakeTrainer = Callable[[Path, Callback], pl.Trainer]
 """Makes a trainer that writes below a folder and has the given callback besides its own."""
@@ -80,6 +83,11 @@ class DeepModel(pl.LightningModule):
             nn.Sequential(nn.Linear(128, 128), nn.LayerNorm(128), nn.ReLU()) for _ in range(40)
         ]
         self.net = nn.Sequential(nn.Linear(32, 128), *blocks, nn.Linear(128, 10))
+
+    @property
+    def shared_parameters(self) -> list[tuple[nn.Parameter, float]]:
+        """As if the first and the last layer were used twice."""
+        return [(p, 2.0) for layer in (self.net[0], self.net[-1]) for p in layer.parameters()]
 
     @override
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -127,6 +135,20 @@ def _plain_trainer(folder: Path, stamps: Callback) -> pl.Trainer:
 def _empty_callbacks_trainer(folder: Path, stamps: Callback) -> pl.Trainer:
     """Lightning with as many callbacks as the demo has, none of which does anything."""
     return _lightning(folder, [*(Callback() for _ in range(_num_demo_callbacks())), stamps])
+
+
+def _lightning_average_trainer(folder: Path, stamps: Callback) -> pl.Trainer:
+    """Lightning with its own average of the weights."""
+    return _lightning(folder, [EMAWeightAveraging(decay=_DECAY), stamps])
+
+
+def _dynamics_trainer(folder: Path, stamps: Callback) -> pl.Trainer:
+    """Lightning with our average, gradient skipping at work in each step, and shared parameters."""
+    from nshtrainer_ema import EMACallback, GradientSkippingCallback, SharedParametersCallback
+
+    skipping = GradientSkippingCallback(threshold=1e9, start_after_n_steps=0)
+    ours = [EMACallback(decay=_DECAY), skipping, SharedParametersCallback()]
+    return _lightning(folder, [*ours, stamps])
 
 
 def _lightning(folder: Path, callbacks: list[Callback]) -> pl.Trainer:
@@ -215,3 +237,11 @@ TRAINERS: dict[str, MakeTrainer] = {
     "nshtrainer, the demo's callbacks": _demo_trainer,
 }
 """Who trains; the first is what the others are divided by."""
+
+DYNAMICS = "Lightning, our EMA, gradient skipping and shared parameters"
+STEPS: dict[str, MakeTrainer] = {
+    **TRAINERS,
+    "Lightning, its EMAWeightAveraging": _lightning_average_trainer,
+    DYNAMICS: _dynamics_trainer,
+}
+"""Those whose steps are compared."""

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
+from nshtrainer.sidecar import CHECKSUM_KEY, SIDECAR, SIZE_KEY, digest_of
+
 from . import objects
 from .names import EXTENSION
 from .places import Place
@@ -43,10 +45,8 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-SIDECAR = ".metadata.json"
 PENDING = ".pending.json"
 _ENDING = EXTENSION + SIDECAR
-_CHUNK = 1 << 20
 _MAX_SIDECAR = 16 << 20
 
 P = TypeVar("P", bound="Path | UPath")
@@ -114,8 +114,8 @@ class Record:
                 value=None if monitor.get("value") is None else float(monitor["value"]),
                 weights_only=bool(values["save_weights_only"]),
                 weights_finite=values.get("weights_finite") is not False,
-                size=_count(values["checkpoint_size_bytes"]),
-                sha256=str(values["checkpoint_checksum"]),
+                size=_count(values[SIZE_KEY]),
+                sha256=str(values[CHECKSUM_KEY]),
             )
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
@@ -342,12 +342,8 @@ def digest(path: Place) -> tuple[int, str]:
 
 
 def _digest_file(file: Place) -> tuple[int, str]:
-    total, size = hashlib.sha256(), 0
     with file.open("rb") if isinstance(file, Path) else objects.open_file(file) as stream:
-        while chunk := stream.read(_CHUNK):
-            total.update(chunk)
-            size += len(chunk)
-    return size, total.hexdigest()
+        return digest_of(stream)
 
 
 def is_intact(record: Record) -> bool:

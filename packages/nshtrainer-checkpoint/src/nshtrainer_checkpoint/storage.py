@@ -30,11 +30,11 @@ from nshtrainer.files import (
     sync_directory,
     temporary_path,
 )
+from nshtrainer.sidecar import CHECKSUM_KEY, SIDECAR, SIZE_KEY
 
 from . import objects
 from .metadata import (
     PENDING,
-    SIDECAR,
     Record,
     digest,
     is_intact,
@@ -138,8 +138,8 @@ def commit(
     metadata = {
         "format_version": 1,
         "checkpoint_filename": path.name,
-        "checkpoint_size_bytes": size,
-        "checkpoint_checksum": sha256,
+        SIZE_KEY: size,
+        CHECKSUM_KEY: sha256,
         **metadata,
     }
     text = to_text(metadata)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from nshtrainer.errors import NshTrainerError
-from nshtrainer_checkpoint.metadata import PENDING, SIDECAR, Record, sidecar_of
+from nshtrainer.sidecar import SIDECAR
+from nshtrainer_checkpoint.metadata import PENDING, Record, sidecar_of
 from nshtrainer_checkpoint.names import EXTENSION
 
 __all__ = ["Found", "NotFoundError", "State", "default_root", "find", "latest_first"]

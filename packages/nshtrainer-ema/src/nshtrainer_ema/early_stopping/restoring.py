@@ -7,8 +7,6 @@ The checkpoint is that of a callback of the same trainer, found and read as Ligh
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -24,6 +22,7 @@ from typing_extensions import override
 
 from nshtrainer.callbacks.callback import silence_unused_hooks
 from nshtrainer.errors import ConfigError, NshTrainerError
+from nshtrainer.sidecar import damage_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["DamagedCheckpointError", "RestoreAtEnd", "best_checkpoint_callback", "restore"]
 
 log = logging.getLogger(__name__)
-
-_SIDECAR_SUFFIX = ".metadata.json"
-_CHUNK = 2**24
 
 
 class DamagedCheckpointError(NshTrainerError, RuntimeError):
@@ -129,7 +125,7 @@ def restore(trainer: Trainer, callback: Any) -> str | None:
     with _agreeing(trainer) as failure:
         _wait_for_background(trainer)
         if trainer.is_global_zero:
-            check_digest(path)
+            _check_file(Path(path))
         if not _loads_in_place(trainer):
             checkpoint = _read(trainer, path)
     if not failure:
@@ -148,26 +144,6 @@ def restore(trainer: Trainer, callback: Any) -> str | None:
     return path
 
 
-def check_digest(path: str) -> None:
-    """Compare a checkpoint file with the metadata that nshtrainer keeps beside it, if there are any.
-
-    Raises:
-        DamagedCheckpointError: Size or SHA-256 differ.
-    """
-    file, sidecar = Path(path), Path(path + _SIDECAR_SUFFIX)
-    if not (file.is_file() and sidecar.is_file()):
-        return
-    known: dict[str, Any] = json.loads(sidecar.read_text())
-    if file.stat().st_size != known["checkpoint_size_bytes"]:
-        raise DamagedCheckpointError("its size is not that of what was saved")
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    if digest.hexdigest() != known["checkpoint_checksum"]:
-        raise DamagedCheckpointError("its SHA-256 is not that of what was saved")
-
-
 def check_fits(module: LightningModule, state: dict[str, Any]) -> None:
     """Find out, before anything is changed, whether *module* can load *state*.
 
@@ -184,6 +160,13 @@ def check_fits(module: LightningModule, state: dict[str, Any]) -> None:
             f"it does not fit the module at {', '.join(sorted(wrong)[:5])}"
             + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         )
+
+
+def _check_file(path: Path) -> None:
+    """Compare a checkpoint with the metadata that nshtrainer-checkpoint keeps beside it, if any."""
+    damage = damage_of(path)
+    if damage is not None:
+        raise DamagedCheckpointError(damage)
 
 
 def _read(trainer: Trainer, path: str) -> dict[str, Any]:
