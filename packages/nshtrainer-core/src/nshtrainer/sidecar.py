@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 __all__ = ["CHECKSUM_KEY", "SIDECAR", "SIZE_KEY", "damage_of", "digest_of"]
 
@@ -43,9 +43,10 @@ def damage_of(path: Path) -> str | None:
     sidecar = path.with_name(path.name + SIDECAR)
     if not (path.is_file() and sidecar.is_file()):
         return None
-    known: Any = json.loads(sidecar.read_text(encoding="utf-8"))
-    if not isinstance(known, dict):
+    content: Any = json.loads(sidecar.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
         return "its metadata hold no mapping"
+    known = cast("dict[str, Any]", content)
     if path.stat().st_size != known.get(SIZE_KEY):
         return "its size is not that of what was saved"
     with path.open("rb") as file:

@@ -24,6 +24,8 @@ __all__ = ["WeightSwap", "WeightSwapError", "swap_weights"]
 
 log = logging.getLogger(__name__)
 
+_PLAIN = frozenset({Tensor, nn.Parameter})
+
 
 class WeightSwapError(NshTrainerError, RuntimeError):
     """A swap is not possible as asked; nothing has been changed."""
@@ -133,10 +135,11 @@ class WeightSwap:
         _reshard(module)
         pairs = _checked_pairs(params, values)
         with torch.inference_mode(mode=False), torch.no_grad():
-            _check_storages(pairs)
+            storages = [_storage(param) for param, _ in pairs]
+            _check_storages(pairs, storages)
             try:
                 self._module, self._listed = module, list(params)
-                self._decide(pairs, allow_pointer=allow_pointer)
+                self._decide(pairs, storages, allow_pointer=allow_pointer)
                 self._active = True
                 self._put_in([value for _, value in pairs])
             except BaseException:  # out of memory for the backup, say
@@ -172,12 +175,16 @@ class WeightSwap:
     ) -> None:
         self.swap_out()
 
-    def _decide(self, pairs: list[tuple[Tensor, Tensor]], *, allow_pointer: bool) -> None:
+    def _decide(
+        self, pairs: list[tuple[Tensor, Tensor]], storages: list[int], *, allow_pointer: bool
+    ) -> None:
         """Fill the lists of what is swapped how; the module is not touched yet."""
-        holders = Counter(_storage(param) for param, _ in pairs)
+        holders = Counter(storages)
         reasons = [
-            _why_copy(param, value, holders) if allow_pointer else "asked for"
-            for param, value in pairs
+            _why_copy(param, value, shares=holders[storage] > 1 and storage != 0)
+            if allow_pointer
+            else "asked for"
+            for (param, value), storage in zip(pairs, storages, strict=True)
         ]
         self._reasons = Counter(reason for reason in reasons if reason is not None)
         self._params = [param for param, _ in pairs]
@@ -222,6 +229,8 @@ def _checked_pairs(
                 f"tensor {index} is the result of a computation ({param.grad_fn}); "
                 "give the module's own parameters and buffers."
             )
+        if value.shape == param.shape and _is_plain(param) and _is_plain(value):
+            continue
         if value.shape not in (param.shape, _local(param).shape):
             raise WeightSwapError(
                 f"tensor {index} has shape {tuple(param.shape)} and its value "
@@ -248,45 +257,46 @@ def _check_placement(index: int, param: Tensor, value: Tensor) -> None:
     )
 
 
-def _check_storages(pairs: list[tuple[Tensor, Tensor]]) -> None:
+def _check_storages(pairs: list[tuple[Tensor, Tensor]], storages: list[int]) -> None:
     """Refuse a value in a parameter's own storage: taking it in would overwrite what to restore."""
-    taken = {_storage(param) for param, _ in pairs} - {0}
-    for index, (_, value) in enumerate(pairs):
-        if _storage(value) in taken:
+    taken = set(storages) - {0}
+    theirs = [_storage(value) for _, value in pairs]
+    if taken.isdisjoint(theirs):
+        return
+    for index, storage in enumerate(theirs):
+        if storage in taken:
             raise WeightSwapError(
                 f"value {index} shares its storage with a tensor to be swapped; "
                 "give a tensor of its own, or leave the pair out if nothing is to change."
             )
 
 
-def _why_copy(param: Tensor, value: Tensor, holders: Counter[int]) -> str | None:
+def _why_copy(param: Tensor, value: Tensor, *, shares: bool) -> str | None:
     """Return why *param* cannot borrow the storage of *value*; `None` if it can.
 
     Assigning `.data` of a DTensor changes nothing and says nothing; FSDP's first version keeps the
     parameters as views of a flat one, which an assignment would only detach.
     """
+    reason = None
     if not (_is_plain(param) and _is_plain(value)):
-        return "tensor subclass"
-    checks = {
-        "dtype": param.dtype != value.dtype,
-        "device": param.device != value.device,
-        # A parameter that borrowed one could not be trained after.
-        "inference tensor": value.is_inference(),
-        "layout": param.layout != torch.strided or value.layout != torch.strided,
-    }
-    for reason, differs in checks.items():
-        if differs:
-            return reason
-    if param.stride() != value.stride():
-        return "strides"
-    if getattr(param, "_fsdp_flattened", False):
-        return "FSDP"
-    storage = _storage(param)
-    if (storage and holders[storage] > 1) or param._is_view():
-        return "shared storage"
-    if param.is_cuda and torch.cuda.is_current_stream_capturing():
-        return "CUDA graph capture"
-    return None
+        reason = "tensor subclass"
+    elif param.dtype != value.dtype:
+        reason = "dtype"
+    elif param.device != value.device:
+        reason = "device"
+    elif value.is_inference():  # a parameter that borrowed one could not be trained after
+        reason = "inference tensor"
+    elif param.layout != torch.strided or value.layout != torch.strided:
+        reason = "layout"
+    elif not (param.is_contiguous() and value.is_contiguous()) and param.stride() != value.stride():
+        reason = "strides"
+    elif getattr(param, "_fsdp_flattened", False):
+        reason = "FSDP"
+    elif shares or param._is_view():
+        reason = "shared storage"
+    elif param.is_cuda and torch.cuda.is_current_stream_capturing():
+        reason = "CUDA graph capture"
+    return reason
 
 
 def _bring_back(param: Tensor, original: Tensor, *, by_pointer: bool) -> None:
@@ -301,7 +311,7 @@ def _bring_back(param: Tensor, original: Tensor, *, by_pointer: bool) -> None:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, nn.Parameter)
+    return type(tensor) in _PLAIN
 
 
 def _local(tensor: Tensor) -> Tensor:
@@ -313,7 +323,8 @@ def _local(tensor: Tensor) -> Tensor:
 def _storage(tensor: Tensor) -> int:
     """Return the address of the memory behind *tensor*; 0 if it has none (meta, sparse, empty)."""
     try:
-        return _local(tensor).untyped_storage().data_ptr()
+        local = tensor if _is_plain(tensor) else _local(tensor)
+        return local.untyped_storage().data_ptr()
     except (NotImplementedError, RuntimeError):
         return 0
 

@@ -21,8 +21,9 @@ _PIECE = 1 << 22
 _BLOCK = {"cpu": 1 << 18}
 """How many elements are cast at a time, so that they are still in the cache; elsewhere `_PIECE`."""
 
-_SMALL = 1 << 15
-"""Elements; below it, a call costs more than what it does, and neighbours share one."""
+_SMALL, _SMALL_CAST = 1 << 11, 1 << 15
+"""Elements; below it, a call costs more than what it does, and neighbours share one; with a cast,
+which is a call for each, sooner."""
 
 _dtype_of = attrgetter("dtype")
 _kind_of = attrgetter("dtype", "device")
@@ -253,8 +254,11 @@ def _are_side_by_side(left: Tensor, right: Tensor) -> bool:
 def _runs(average: Tensor, weight: Tensor) -> bool:
     """Whether *average* is better moved together with its neighbours."""
     # On other devices a foreach function moves tensors of one dtype in one kernel.
-    helps = average.dtype != weight.dtype or average.device.type == "cpu"
-    return helps and average.numel() < _SMALL and _is_flat(average, weight)
+    if average.dtype != weight.dtype:
+        limit = _SMALL_CAST
+    else:
+        limit = _SMALL if average.device.type == "cpu" else 0
+    return average.numel() < limit and _is_flat(average, weight)
 
 
 def _is_flat(average: Tensor, weight: Tensor) -> bool:

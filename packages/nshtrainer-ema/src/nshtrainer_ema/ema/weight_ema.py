@@ -330,13 +330,8 @@ class WeightEMA:
 
     def pairs(self, module: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Yield name, tensor of *module* and average; each parameter, then each buffer, once."""
-        averages = self._averages[self.labels[0]].tensors
-        for name, parameter in module.named_parameters():
-            if (average := averages.get(name)) is not None:
-                yield name, parameter, average
-        for name, buffer in module.named_buffers():
-            if (average := averages.get(name)) is not None:
-                yield name, buffer, average
+        yield from self._parameter_pairs(module)
+        yield from self._buffer_pairs(module)
 
     def swap_in(
         self, module: nn.Module, *, outermost: nn.Module | None = None, allow_pointer: bool = True
@@ -348,13 +343,12 @@ class WeightEMA:
             outermost: What wraps it (`trainer.strategy.model`), under FSDP.
             allow_pointer: False copies; compiled code and CUDA graphs may know addresses.
         """
-        pairs = list(self.pairs(module))
-        buffers = {name for name, _ in module.named_buffers()}
+        pairs = list(self._parameter_pairs(module))
         # What evaluation writes into a buffer must not reach the average.
-        values = [value.clone() if name in buffers else value for name, _, value in pairs]
+        pairs += [(n, buffer, value.clone()) for n, buffer, value in self._buffer_pairs(module)]
         return self._swap.swap_in(
             [tensor for _, tensor, _ in pairs],
-            values,
+            [value for _, _, value in pairs],
             module=outermost,
             allow_pointer=allow_pointer,
         )
@@ -394,6 +388,20 @@ class WeightEMA:
                     average.tensors[name] = average.tensors[name].to(device)
 
     # ---- within --------------------------------------------------------------------------------
+
+    def _parameter_pairs(self, module: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
+        averages = self._averages[self.labels[0]].tensors
+        for name, parameter in module.named_parameters():
+            if (average := averages.get(name)) is not None:
+                yield name, parameter, average
+
+    def _buffer_pairs(self, module: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
+        if self.options.buffers == "keep":
+            return
+        averages = self._averages[self.labels[0]].tensors
+        for name, buffer in module.named_buffers():
+            if (average := averages.get(name)) is not None:
+                yield name, buffer, average
 
     def _follow(self, module: nn.Module) -> None:
         """Track what needs a gradient in *module* by now."""
