@@ -21,16 +21,17 @@ def overhead(settings: Settings) -> Iterator[Comparison]:
     """One epoch a sample, on one thread; batch 64, AdamW, metrics logged every 50 steps."""
     import torch
 
-    from .workloads import DYNAMICS, NETS, STEPS
+    from .workloads import DYNAMICS, NETS, STEPS, TRAINERS
 
     threads, steps = torch.get_num_threads(), _QUICK_STEPS if settings.is_quick else _STEPS
     torch.set_num_threads(1)
     try:
         for net in NETS:
+            trainers = STEPS if "deep" in net else TRAINERS
             yield Comparison(
                 case=f"{net}: a step",
-                baseline=next(iter(STEPS)),
-                samplers={name: _mean_step(make, net, steps) for name, make in STEPS.items()},
+                baseline=next(iter(trainers)),
+                samplers={name: _mean_step(make, net, steps) for name, make in trainers.items()},
                 limits={DYNAMICS: _DYNAMICS} if "deep" in net else {},
             )
     finally:

@@ -244,4 +244,4 @@ STEPS: dict[str, MakeTrainer] = {
     "Lightning, its EMAWeightAveraging": _lightning_average_trainer,
     DYNAMICS: _dynamics_trainer,
 }
-"""Those whose steps are compared."""
+"""Those whose steps are compared on the deep net; the demo's shares no parameters."""
