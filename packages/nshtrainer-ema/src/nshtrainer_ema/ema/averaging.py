@@ -47,7 +47,7 @@ class _Run(NamedTuple):
     """Averages that lie side by side, and so can be moved as one."""
 
     flat: Tensor
-    indices: range
+    indices: list[int]
     is_flat: bool
     """Whether their weights need not be flattened."""
 
@@ -103,7 +103,7 @@ class Averaging:
         self, run: _Run, weights: list[Tensor], weight: float | Tensor, where: Tensor | None
     ) -> None:
         """Collect the small ones, cast them as one and move as one."""
-        sources = weights[run.indices.start : run.indices.stop]
+        sources = [weights[i] for i in run.indices]
         if not run.is_flat:
             sources = [source.reshape(-1) for source in sources]
         flat, first = run.flat, sources[0]
@@ -192,13 +192,13 @@ def separate(average: Tensor) -> Tensor:
 
 def _planned(averages: list[Tensor], weights: list[Tensor], kinds: Any) -> _Plan:
     plan = _Plan(kinds, [], [], [], [])
-    small: list[int] = []
+    small: dict[torch.dtype, list[int]] = {}  # by the dtype of the weights
     for index, (average, weight) in enumerate(zip(averages, weights, strict=True)):
         if _runs(average, weight):
-            small.append(index)
+            small.setdefault(weight.dtype, []).append(index)
         else:
             _by_itself(plan, index, average, weight)
-    for indices in _neighbours(averages, weights, small):
+    for indices in (run for alike in small.values() for run in _neighbours(averages, alike)):
         if len(indices) == 1:
             _by_itself(plan, indices[0], averages[indices[0]], weights[indices[0]])
         else:
@@ -215,32 +215,29 @@ def _by_itself(plan: _Plan, index: int, average: Tensor, weight: Tensor) -> None
         plan.distant.append(index)
 
 
-def _run(averages: list[Tensor], weights: list[Tensor], indices: range) -> _Run:
+def _run(averages: list[Tensor], weights: list[Tensor], indices: list[int]) -> _Run:
     first = averages[indices[0]]
     size = sum(averages[i].numel() for i in indices)
     flat = first.as_strided((size,), (1,), first.storage_offset())
     return _Run(flat, indices, all(weights[i].dim() == 1 for i in indices))
 
 
-def _neighbours(
-    averages: list[Tensor], weights: list[Tensor], indices: list[int]
-) -> Iterator[range]:
+def _neighbours(averages: list[Tensor], indices: list[int]) -> Iterator[list[int]]:
     """Split *indices* into runs of averages that lie side by side, a block at the most."""
-    start, size = 0, 0
-    for at, index in enumerate(indices):
-        left, right = indices[at - 1], index
-        num = averages[index].numel()
-        if at > start and not (
-            size + num <= _block_size(averages[index])
-            and right == left + 1
-            and weights[left].dtype == weights[right].dtype
-            and _are_side_by_side(averages[left], averages[right])
+    run: list[int] = []
+    size = 0
+    for index in indices:
+        average = averages[index]
+        if run and not (
+            size + average.numel() <= _block_size(average)
+            and _are_side_by_side(averages[run[-1]], average)
         ):
-            yield range(indices[start], left + 1)
-            start, size = at, 0
-        size += num
-    if indices:
-        yield range(indices[start], indices[-1] + 1)
+            yield run
+            run, size = [], 0
+        run.append(index)
+        size += average.numel()
+    if run:
+        yield run
 
 
 def _are_side_by_side(left: Tensor, right: Tensor) -> bool:
