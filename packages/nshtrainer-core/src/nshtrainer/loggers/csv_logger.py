@@ -35,6 +35,7 @@ class MergingWriter(ExperimentWriter):
     def __init__(self, log_dir: str, flush_every: int = 100) -> None:
         self.flush_every = flush_every
         self._written_at = time.monotonic()
+        self._new_hparams = False
         super().__init__(log_dir=log_dir)
 
     @override
@@ -44,6 +45,16 @@ class MergingWriter(ExperimentWriter):
         if path.is_file():
             with path.open(newline="") as file:
                 self.metrics_keys = next(csv.reader(file), list[str]())
+
+    @override
+    def log_hparams(self, params: dict[str, Any]) -> None:
+        """Keep *params* for `hparams.yaml`, which is written with the first metrics.
+
+        Lightning writes it anew at each call, which takes longer than all that comes before the first
+        batch.
+        """
+        self.hparams.update(params)
+        self._new_hparams = True
 
     @override
     def log_metrics(self, metrics_dict: Mapping[str, Any], step: int | None = None) -> None:
@@ -59,13 +70,16 @@ class MergingWriter(ExperimentWriter):
     @override
     def save(self) -> None:
         """Write the finished rows if there are many or some are old; the last one may still grow."""
+        if self.metrics:
+            self._write_hparams()
         is_due = time.monotonic() - self._written_at > _MAX_AGE_S
         if len(self.metrics) > self.flush_every or is_due:
             self._write(self.metrics[:-1])
             self.metrics = self.metrics[-1:]
 
     def flush(self) -> None:
-        """Write every row."""
+        """Write everything."""
+        self._write_hparams()
         self._write(self.metrics)
         self.metrics = []
 
@@ -80,6 +94,11 @@ class MergingWriter(ExperimentWriter):
         kept = [row for row in rows if int(row["step"] or 0) < step]
         if len(kept) < len(rows):
             atomic_write_text(path, self._text(kept, header=True))
+
+    def _write_hparams(self) -> None:
+        if self._new_hparams:
+            self._new_hparams = False
+            super().log_hparams({})
 
     def _write(self, rows: list[dict[str, float]]) -> None:
         self._written_at = time.monotonic()

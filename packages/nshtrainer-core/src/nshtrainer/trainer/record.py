@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import pickle
+import threading
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
@@ -37,8 +38,8 @@ log = logging.getLogger(__name__)
 class RunRecord(Callback):
     """Settles the run's id over all ranks and records configuration, plugins and environment.
 
-    Files, written by rank zero when training starts: `<run>/config.yaml` and `<run>/run.json`.
-    Every checkpoint carries the configuration and the versions of the plugins in use.
+    Files, written by rank zero in the background when the first batch has started, which waits for
+    none of them, and at the end: `<run>/config.yaml` and `<run>/run.json`. Every checkpoint carries the configuration and the versions of the plugins in use.
 
     Args:
         config: The run.
@@ -52,6 +53,7 @@ class RunRecord(Callback):
         self.config = config
         self.objects = {name: _kind(value) for name, value in (objects or {}).items()}
         self._environment: EnvironmentSnapshot | None = None
+        self._writing: threading.Thread | None = None
         self._dumped: dict[str, Any] | None = None
         self._redacted = b""
         """What may be told of `_dumped`, pickled: each reader gets a copy of its own, fast."""
@@ -72,7 +74,6 @@ class RunRecord(Callback):
         if trainer.is_global_zero:
             if self._environment is None:
                 self._environment = EnvironmentSnapshot()
-                self._environment.start()
             for logger in trainer.loggers:
                 logger.log_hyperparams({"trainer": self._config_as_data()})
 
@@ -80,12 +81,33 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self._environment is not None:
             _rewind_logs(trainer)
-            try:
-                root = self.config.run.directory.ensure()
-                atomic_write_text(root / "config.yaml", dump_yaml(self._config_as_data()))
-                self._write(trainer, environment=None)
-            except OSError as error:
-                log.warning("the run's record cannot be written: %s", error)
+            self.__dict__.pop("on_train_batch_start", None)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """At the first batch: begin to write the record."""
+        silence_unused_hooks(self, "on_train_batch_start")
+        if trainer.is_global_zero and self._environment is not None:
+            config, metadata = self._config_as_data(), self._metadata()
+            self._writing = threading.Thread(
+                target=self._begin,
+                args=(trainer, config, metadata),
+                name="nshtrainer-record",
+                daemon=True,
+            )
+            self._writing.start()
+
+    def _begin(self, trainer: Trainer, config: dict[str, Any], metadata: dict[str, Any]) -> None:
+        try:
+            root = self.config.run.directory.ensure()
+            atomic_write_text(root / "config.yaml", dump_yaml(config))
+            self._write(trainer, metadata, environment=None)
+            if self._environment is not None:
+                self._environment.start()
+        except Exception as error:  # noqa: BLE001 -- a record must not fail a run
+            log.warning("the run's record cannot be written: %s", error)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -100,14 +122,24 @@ class RunRecord(Callback):
             self._finish(trainer, f"stopped by {type(exception).__name__}")
 
     def _finish(self, trainer: Trainer, status: str) -> None:
-        if self._environment is None or not trainer.is_global_zero:
+        writing, self._writing = self._writing, None
+        if writing is None or self._environment is None:  # no batch was trained
             return
+        writing.join()
         try:
-            self._write(trainer, environment=self._environment.result(timeout=5), status=status)
+            environment = self._environment.result(timeout=5)
+            self._write(trainer, self._metadata(), environment=environment, status=status)
         except Exception as error:  # noqa: BLE001 -- a record must not fail a run, nor hide its error
             log.warning("the run's record cannot be written: %s", error)
 
-    def _write(self, trainer: Trainer, environment: Any, status: str = "running") -> None:
+    def _write(
+        self,
+        trainer: Trainer,
+        metadata: dict[str, Any],
+        *,
+        environment: Any,
+        status: str = "running",
+    ) -> None:
         root = self.config.run.directory.root
         if not root.is_dir():
             return
@@ -120,7 +152,7 @@ class RunRecord(Callback):
             "plugins": active_plugins(),
             "callbacks": [n for n in names if not n.startswith("_")],
             "objects": self.objects,
-            "metadata": self._metadata(),
+            "metadata": metadata,
         }
         # The snapshot is redacted already, and a package's name must not cost its version.
         whole = {**redact(record), "environment": environment}
