@@ -18,9 +18,9 @@ _LIMIT = 2.0
 @benchmark("first_batch", "from fit to the first batch, against plain Lightning")
 def first_batch(_settings: Settings) -> Iterator[Comparison]:
     """One run of one batch a sample: `fit` alone, and with making the config and the trainer."""
-    from .workloads import TRAINERS
+    from .workloads import STARTS
 
-    lightning, *others = TRAINERS
+    lightning, *others = STARTS
     ours = [name for name in others if name.startswith("nshtrainer")]
     for case, with_trainer in (("fit", False), ("config, trainer and fit", True)):
         yield Comparison(
@@ -28,7 +28,7 @@ def first_batch(_settings: Settings) -> Iterator[Comparison]:
             baseline=lightning,
             samplers={
                 name: _until_first_batch(make, with_trainer=with_trainer)
-                for name, make in TRAINERS.items()
+                for name, make in STARTS.items()
             },
             limits={} if with_trainer else dict.fromkeys(ours, _LIMIT),
         )

@@ -32,6 +32,7 @@ __all__ = [
     "BATCH_SIZE",
     "DYNAMICS",
     "NETS",
+    "STARTS",
     "STEPS",
     "TRAINERS",
     "Batches",
@@ -174,6 +175,11 @@ def _demo_trainer(folder: Path, stamps: Callback) -> pl.Trainer:
     return Trainer(_demo_config(folder), callbacks=[stamps])
 
 
+def _trying_trainer(folder: Path, stamps: Callback) -> pl.Trainer:
+    """The same, with a save on trial before the first batch."""
+    return Trainer(_demo_config(folder, trial=True), callbacks=[stamps])
+
+
 _SETTINGS: dict[str, Any] = {
     "accelerator": "cpu",
     "devices": 1,
@@ -184,7 +190,7 @@ _SETTINGS: dict[str, Any] = {
 }
 
 
-def _demo_config(folder: Path) -> TrainerConfig:
+def _demo_config(folder: Path, *, trial: bool = False) -> TrainerConfig:
     config, missing = demo_config(folder)
     if missing:
         raise RuntimeError(f"the demo needs every family; missing: {', '.join(missing)}")
@@ -193,7 +199,9 @@ def _demo_config(folder: Path) -> TrainerConfig:
         c.replace(**always) if c.identity == "gradient_skipping" else c for c in config.callbacks
     ]
     loggers = [c for c in config.loggers if getattr(c, "name", "") == "csv"]
-    return config.replace(callbacks=callbacks, loggers=loggers, **_SETTINGS)
+    config = config.replace(callbacks=callbacks, loggers=loggers, **_SETTINGS)
+    saving: Any = config.checkpoint_saving
+    return config.replace(checkpoint_saving=saving.replace(trial=trial))
 
 
 @functools.cache
@@ -237,6 +245,12 @@ TRAINERS: dict[str, MakeTrainer] = {
     "nshtrainer, the demo's callbacks": _demo_trainer,
 }
 """Who trains; the first is what the others are divided by."""
+
+STARTS: dict[str, MakeTrainer] = {
+    **TRAINERS,
+    "the same, with a save on trial": _trying_trainer,
+}
+"""Those whose way to the first batch is compared."""
 
 DYNAMICS = "Lightning, our EMA, gradient skipping and shared parameters"
 STEPS: dict[str, MakeTrainer] = {

@@ -4,7 +4,10 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from nshtrainer.run import redaction
 from nshtrainer.run.redaction import REDACTED, is_secret_name, redact, secrets_in_environment
 
 A = "Ab3" * 14  # 42 characters that look random enough
@@ -162,3 +165,12 @@ def test_known_secrets_go_whatever_they_look_like(monkeypatch: pytest.MonkeyPatc
 
     assert key in secrets_in_environment()
     assert redact(["login.py", key], known=secrets_in_environment()) == ["login.py", REDACTED]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.from_regex(r"[A-Za-z0-9_./]{0,17}", fullmatch=True))
+def test_a_short_plain_word_has_no_form_of_a_secret(text: str):
+    """Such words are passed by unread, and none of the forms would find anything in them."""
+    assert redact(text) == text
+    forms = (*redaction._FORMS, redaction._HEADER, redaction._URL_USER)
+    assert not any(form.search(text) for form in forms)

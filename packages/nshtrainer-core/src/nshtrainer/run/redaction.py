@@ -65,6 +65,8 @@ _FORMS: Final = tuple(
         (r"\bbasic\s+(?=\S*[\d=])[A-Za-z0-9+/]{12,}={0,2}(?!\S)", re.IGNORECASE),
     )
 )
+# What most keys and values are: too short for any of these forms, and no header, URL or option.
+_HARMLESS = re.compile(r"[\w./]{0,17}")
 _HEADER = re.compile(
     r"\b((?:proxy-)?authorization|(?:set-)?cookie)([\"']?\s*:\s*)[^\r\n\"']+", re.I
 )
@@ -191,6 +193,8 @@ def _redact_all(value: Any, depth: int, *, numbers: bool) -> Any:
 def _redact_text(text: str, known: list[str]) -> str:
     for literal in known:
         text = text.replace(literal, REDACTED)
+    if _HARMLESS.fullmatch(text):
+        return text
     for form in _FORMS:
         text = form.sub(REDACTED, text)
     text = _URL_USER.sub(_without_user, text)
