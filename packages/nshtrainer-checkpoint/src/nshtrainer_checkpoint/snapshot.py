@@ -12,7 +12,9 @@ from torch import Tensor
 
 __all__ = ["Snapshot"]
 
-_LEAVES = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
+_LEAVES = frozenset(
+    (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
+)
 
 
 class Snapshot:
@@ -58,7 +60,8 @@ class _Copying:
         if isinstance(value, Tensor):
             return self._tensor(value)
         if kind is dict:
-            return {k: self.tree(v) for k, v in value.items()}
+            # Most of what is in a checkpoint are plain values; a call for each would take longest.
+            return {k: v if type(v) in _LEAVES else self.tree(v) for k, v in value.items()}
         if kind is OrderedDict:
             ordered = cast("OrderedDict[Any, Any]", value)
             out: OrderedDict[Any, Any] = OrderedDict((k, self.tree(v)) for k, v in ordered.items())
