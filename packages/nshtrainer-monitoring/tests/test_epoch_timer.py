@@ -127,36 +127,36 @@ class Slow(Callback):
 def slow_net(net, where):
     """A module that is slow in one part of its steps."""
 
+    def at(part):
+        if where == part:
+            busy()
+
     class SlowNet(net):
         def training_step(self, batch, batch_idx):
-            if where == "forward":
-                busy()
+            at("forward")
             return super().training_step(batch, batch_idx)
 
         def loss(self, batch):
             loss = super().loss(batch)
-            if where == "backward" and loss.requires_grad:
-                loss.register_hook(lambda gradient: busy())
+            if loss.requires_grad:
+                loss.register_hook(lambda gradient: at("backward"))
             return loss
 
         def configure_optimizers(self):
             configured = super().configure_optimizers()
-            optimizers = configured if isinstance(configured, list) else [configured]
-            if where == "optimizer":
-                optimizers[0].register_step_post_hook(lambda *args: busy())
+            first = configured[0] if isinstance(configured, list) else configured
+            first.register_step_post_hook(lambda *args: at("optimizer"))
             return configured
 
         def train_dataloader(self):
             def collate(samples):
-                if where == "data":
-                    busy()
+                at("data")
                 return torch.stack(samples)
 
             return DataLoader(super().train_dataloader().dataset, batch_size=2, collate_fn=collate)
 
         def on_train_batch_start(self, batch, batch_idx):
-            if where == "other":
-                busy()
+            at("other")
 
     return SlowNet
 
@@ -191,7 +191,12 @@ def test_time_counts_for_the_part_it_is_spent_in(
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(
     "hook",
-    ["on_train_batch_start", "on_before_backward", "on_before_optimizer_step", "on_train_batch_end"],
+    [
+        "on_train_batch_start",
+        "on_before_backward",
+        "on_before_optimizer_step",
+        "on_train_batch_end",
+    ],
 )
 def test_callbacks_count_for_themselves(net, make_trainer, memory_logger, hook, reverse):
     """What other callbacks take is not taken for a part of the step, before or behind the timer."""
@@ -502,7 +507,13 @@ def test_time_left_is_the_pace_of_what_is_left(net, make_trainer, memory_logger)
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.123, "0.12 s"), (59.994, "59.99 s"), (61, "1:01"), (3599.6, "1:00:00"), (90061, "25:01:01")],
+    [
+        (0.123, "0.12 s"),
+        (59.994, "59.99 s"),
+        (61, "1:01"),
+        (3599.6, "1:00:00"),
+        (90061, "25:01:01"),
+    ],
 )
 def test_durations_are_written_for_people(seconds, text):
     """Seconds, minutes and seconds, or hours, minutes and seconds."""

@@ -173,9 +173,7 @@ class EpochTimerCallback(ConfiguredCallback[EpochTimerCallbackConfig]):
     def _eta(self, trainer: Trainer) -> float:
         if self._pace is None:
             return math.inf
-        return remaining_seconds(
-            trainer, self._length.of(trainer), self._pace, self._validation_s
-        )
+        return remaining_seconds(trainer, self._length.of(trainer), self._pace, self._validation_s)
 
     def _forget_interval(self) -> None:
         self._batches = 0

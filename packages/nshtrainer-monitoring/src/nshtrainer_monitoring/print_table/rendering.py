@@ -99,7 +99,9 @@ class _Output:
 
 def _header(layout: Layout, name: str) -> str:
     value, behind = layout.parts(name)
-    return f"{name.rjust(value)}{' ' * behind}" if len(name) <= value else name.rjust(value + behind)
+    return (
+        f"{name.rjust(value)}{' ' * behind}" if len(name) <= value else name.rjust(value + behind)
+    )
 
 
 def _parts(layout: Layout, name: str, cell: Cell) -> tuple[str, str, str]:
