@@ -120,6 +120,7 @@ def test_the_next_run_restores_what_another_callback_prevented(net, make_trainer
     with pytest.raises(RuntimeError):
         trainer.fit(module)
     bad.active = module.broken = False
+    module.train()  # the interrupted validation left it in evaluation mode
 
     trainer.fit(module)
 

@@ -46,7 +46,9 @@ class EpochLength:
         """
         from_its_start, self._from_its_start = self._from_its_start, False
         epoch_loop = trainer.fit_loop.epoch_loop
-        if not epoch_loop._num_ready_batches_reached():  # pyright: ignore[reportPrivateUsage] -- no public form
+        fetcher = trainer.fit_loop._data_fetcher  # pyright: ignore[reportPrivateUsage] -- a stream below its limit ends unnoticed by the loop
+        ran_out = fetcher is not None and fetcher.done
+        if not (ran_out or epoch_loop._num_ready_batches_reached()):  # pyright: ignore[reportPrivateUsage] -- no public form
             return False
         progress: Any = epoch_loop.batch_progress.current  # typed as its base
         if from_its_start:

@@ -252,7 +252,7 @@ class EpochTimerCallback(ConfiguredCallback[EpochTimerCallbackConfig]):
         parts = [part for part in details or [] if part]
         if trainer.state.fn == "fit" and self.config.log_eta:
             eta = self._eta(trainer)
-            parts += [f"{describe_duration(eta)} left"] if math.isfinite(eta) else []
+            parts += [f"{describe_duration(eta)} left"] if 0 < eta < math.inf else []
         log.info(
             "%s epoch %d took %s%s",
             stage,

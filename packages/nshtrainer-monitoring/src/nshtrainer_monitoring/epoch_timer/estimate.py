@@ -35,8 +35,8 @@ def _limits(trainer: Trainer, batches_per_epoch: float) -> Iterator[float]:
     if trainer.max_steps >= 0:
         steps = max(0, trainer.max_steps - trainer.global_step)
         # Accumulation takes several batches for a step, several optimizers several steps a batch.
-        done = progress.total.processed
-        yield steps * (done / trainer.global_step if trainer.global_step and done else 1.0)
+        done, made = progress.total.processed, trainer.global_step
+        yield steps * (done / made if made else trainer.accumulate_grad_batches)
 
 
 def validations_per_batch(trainer: Trainer, batches_per_epoch: float) -> float:

@@ -194,8 +194,8 @@ class _Last(_Marker):
 
 
 def _uses(callback: Callback, hook: str) -> bool:
-    is_own = getattr(type(callback), hook, None) is not getattr(Callback, hook)
-    return is_own and callable(getattr(callback, hook, None))
+    method = getattr(callback, hook)
+    return callable(method) and getattr(method, "__func__", method) is not getattr(Callback, hook)
 
 
 def _callbacks(trainer: Trainer) -> list[Callback]:

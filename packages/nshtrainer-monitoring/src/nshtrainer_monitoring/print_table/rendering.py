@@ -43,16 +43,17 @@ def as_terminal_text(
     from rich.text import Text
 
     draws = console.encoding.lower().startswith("utf")
-    rule, line, crossing = (" │ ", "─", "─┼─") if draws else (" | ", "-", "-+-")
+    bar, line, crossing = (" │ ", "─", "─┼─") if draws else (" | ", "-", "-+-")
+    rule = Text.assemble((bar, "dim"))
     with console.capture() as capture:
         for names in layout.blocks():
             if with_header:
                 header = [Text(_header(layout, name), style="bold") for name in names]
-                console.print(Text(rule, style="dim").join(header), soft_wrap=True)
+                console.print(rule.join(header), soft_wrap=True)
                 lines = crossing.join(line * sum(layout.parts(name)) for name in names)
                 console.print(Text(lines, style="dim"), soft_wrap=True)
             shown = [_styled(layout, name, cells.get(name, _NO_CELL)) for name in names]
-            console.print(Text(rule, style="dim").join(shown), soft_wrap=True)
+            console.print(rule.join(shown), soft_wrap=True)
     return capture.get().rstrip("\n")
 
 
