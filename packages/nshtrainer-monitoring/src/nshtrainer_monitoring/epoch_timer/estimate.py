@@ -40,10 +40,13 @@ def _limits(trainer: Trainer, batches_per_epoch: float) -> Iterator[float]:
 
 
 def validations_per_batch(trainer: Trainer, batches_per_epoch: float) -> float:
-    """Return how many validations there are for each training batch, on average."""
-    if not trainer.enable_validation:
-        return 0.0
+    """Return how many validations there are for each training batch, on average.
+
+    0 where they come by the clock (a `val_check_interval` in time), which counts no batches.
+    """
     every = trainer.val_check_batch
+    if not trainer.enable_validation or every is None:
+        return 0.0
     if trainer.check_val_every_n_epoch is None:
         return 1 / every if every else 0.0
     in_epoch = batches_per_epoch // every if math.isfinite(every) and every else 1
@@ -68,8 +71,8 @@ def remaining_seconds(
     if math.isfinite(batches):
         validation = validations_per_batch(trainer, batches_per_epoch) * validation_s
         seconds = batches * (batch_s + validation)
-    callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType] -- set by Lightning's connector
-    for callback in callbacks:
+    lightning: Any = trainer  # `callbacks` is set by a connector, unknown to type checkers
+    for callback in lightning.callbacks:
         if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None:
             seconds = min(seconds, max(0.0, left))
     return seconds

@@ -33,8 +33,8 @@ class PhaseClock:
         self.phase: Phase | None = None
         """What is counted now; None is nothing."""
         self._since = 0.0
-        self._lap = dict.fromkeys(PHASES, 0.0)
-        self._total = dict.fromkeys(PHASES, 0.0)
+        self._lap: dict[Phase, float] = dict.fromkeys(PHASES, 0.0)
+        self._total: dict[Phase, float] = dict.fromkeys(PHASES, 0.0)
 
     def enter(self, phase: Phase | None) -> Phase | None:
         """Count for *phase* from now on, or for none; return the one until now."""
@@ -51,7 +51,8 @@ class PhaseClock:
     def lap(self) -> dict[Phase, float]:
         """Return the seconds of each phase since the last call."""
         self.enter(self.phase)
-        lap, self._lap = self._lap, dict.fromkeys(PHASES, 0.0)
+        lap = self._lap
+        self._lap = dict.fromkeys(PHASES, 0.0)
         return lap
 
     def total(self) -> dict[Phase, float]:
@@ -62,4 +63,7 @@ class PhaseClock:
     def reset(self, total: Mapping[Phase, float] | None = None) -> None:
         """Start the total anew, from *total* or from nothing; the lap goes on."""
         self.enter(self.phase)
-        self._total = {phase: float((total or {}).get(phase, 0.0)) for phase in PHASES}
+        self._total = dict.fromkeys(PHASES, 0.0)
+        for phase in PHASES:
+            if total is not None and phase in total:
+                self._total[phase] = float(total[phase])

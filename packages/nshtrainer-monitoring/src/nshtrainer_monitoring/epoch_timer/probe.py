@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
@@ -113,25 +113,28 @@ class _Wrapper:
     Where somebody has wrapped the method since, theirs stays and this one, below it, only passes on.
     """
 
+    below: Any
+    """What stood in this place on the instance, if anything did."""
+
     def __init__(self, owner: Any, name: str) -> None:
         self.active = True
-        self.below: Any = vars(owner).get(name)
-        self._owner, self._name = owner, name
+        self._instance = cast("dict[str, Any]", vars(owner))
+        self._name = name
         self._method: Callable[..., Any] = getattr(owner, name)
-        vars(owner)[name] = self
+        self.below = self._instance.get(name)
+        self._instance[name] = self
 
     def remove(self) -> None:
         self.active = False
-        instance = vars(self._owner)
-        if instance.get(self._name) is not self:
+        if self._instance.get(self._name) is not self:
             return
-        below = self.below
+        below: Any = self.below
         while isinstance(below, _Wrapper) and not below.active:
             below = below.below
         if below is None:
-            del instance[self._name]
+            del self._instance[self._name]
         else:
-            instance[self._name] = below
+            self._instance[self._name] = below
 
 
 class _Timed(_Wrapper):

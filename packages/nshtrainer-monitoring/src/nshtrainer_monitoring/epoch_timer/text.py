@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .phases import Phase
 
 __all__ = ["describe_duration", "describe_shares"]
 
@@ -16,7 +20,7 @@ def describe_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def describe_shares(seconds: Mapping[str, float]) -> str:
+def describe_shares(seconds: Mapping[Phase, float]) -> str:
     """Return what part each of *seconds* is of them all: `data 12 %, forward 40 %`."""
     whole = sum(seconds.values())
     if not whole:

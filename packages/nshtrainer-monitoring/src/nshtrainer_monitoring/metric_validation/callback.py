@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -191,8 +191,7 @@ def _of_all_ranks(trainer: Trainer, values: list[float]) -> list[list[float]]:
     if trainer.world_size == 1 or not values:
         return [values]
     mine = torch.tensor(values, dtype=torch.float64, device=trainer.strategy.root_device)
-    gathered: list[list[float]] = trainer.strategy.all_gather(mine).tolist()
-    return gathered
+    return cast("list[list[float]]", trainer.strategy.all_gather(mine).tolist())  # pyright: ignore[reportUnknownMemberType] -- torch's stub
 
 
 def _where(found: list[float]) -> str:

@@ -152,7 +152,7 @@ class PrintTableMetricsCallback(ConfiguredCallback[PrintTableMetricsCallbackConf
 
         console = Console()
         if console.is_jupyter:
-            self._show_in_notebook(cells, directions)
+            self._show_in_notebook(directions)
             return
         is_terminal = console.is_terminal
         layout = Layout(
@@ -171,9 +171,7 @@ class PrintTableMetricsCallback(ConfiguredCallback[PrintTableMetricsCallbackConf
             text = as_plain_text(layout, cells, with_header=with_header)
         _print(trainer, text)
 
-    def _show_in_notebook(
-        self, cells: Mapping[str, Cell], directions: Mapping[str, MetricConfig]
-    ) -> None:
+    def _show_in_notebook(self, directions: Mapping[str, MetricConfig]) -> None:
         if self._notebook is None:
             self._notebook = NotebookTable(import_module("IPython.display").display)
         rows: list[dict[str, Cell]] = []
@@ -190,9 +188,8 @@ class PrintTableMetricsCallback(ConfiguredCallback[PrintTableMetricsCallbackConf
             rows.append(shown)
             before |= row
         layout = Layout(self._columns, gap=_GAP, with_change=self.config.show_change)
-        self._notebook.show(
-            as_html(self._columns, rows), as_plain_text(layout, cells, with_header=True)
-        )
+        lines = [as_plain_text(layout, row, with_header=not i) for i, row in enumerate(rows)]
+        self._notebook.show(as_html(self._columns, rows), "\n".join(lines))
 
 
 def _print(trainer: Trainer, text: str) -> None:
@@ -202,7 +199,7 @@ def _print(trainer: Trainer, text: str) -> None:
         # Lightning's own `print` of this bar says nothing where the bar has just been closed.
         from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-        Tqdm.write(text)
+        Tqdm.write(text)  # pyright: ignore[reportUnknownMemberType] -- tqdm has no types
     elif bar is not None and getattr(bar, "is_enabled", True):  # a silenced bar prints nothing
         bar.print(text)
     else:

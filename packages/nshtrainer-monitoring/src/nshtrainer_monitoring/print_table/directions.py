@@ -28,7 +28,8 @@ def directions_of(trainer: Trainer, known: Iterable[MetricConfig]) -> dict[str, 
 
 
 def _asked(trainer: Trainer) -> Iterator[MetricConfig]:
-    callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType] -- set by Lightning's connector
+    lightning: Any = trainer  # `callbacks` is set by a connector, unknown to type checkers
+    callbacks: list[Any] = lightning.callbacks
     for callback in callbacks:
         yield from _monitored(getattr(callback, "monitor", None), getattr(callback, "mode", None))
     for scheduler in trainer.lr_scheduler_configs:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from .layout import Cell, Layout
 
 if TYPE_CHECKING:
@@ -94,6 +96,7 @@ class _Output:
     def _repr_html_(self) -> str:
         return self._html
 
+    @override
     def __repr__(self) -> str:
         return self._text
 
