@@ -5,6 +5,7 @@ import itertools
 import logging
 import re
 import time
+from datetime import timedelta
 
 import pytest
 import torch
@@ -283,6 +284,23 @@ def test_phases_lie_inside_one_another():
     assert clock.lap() == dict.fromkeys(PHASES, 0.0) | {"data": 3}
 
 
+def test_the_device_is_waited_for_only_if_asked():
+    """`synchronize_device` waits at each boundary, before the clock is read; a CPU needs no waiting.
+
+    Looked at from inside, since there may be no such device here.
+    """
+    asked, not_asked = EpochTimerCallback(synchronize_device=True), EpochTimerCallback()
+    order = []
+    clock = PhaseClock(lambda: order.append("read") or 0.0, settle=lambda: order.append("wait"))
+
+    clock.enter("forward")
+
+    assert order == ["wait", "read"]
+    assert asked._waiting_for(torch.device("cuda", 0)) is torch.cuda.synchronize
+    assert asked._waiting_for(torch.device("cpu")) is None
+    assert not_asked._waiting_for(torch.device("cuda", 0)) is None
+
+
 def test_the_clock_is_read_a_few_times_a_step(net, make_trainer):
     """Off the logging step the timer costs some readings of a clock; counted here from inside."""
     readings = []
@@ -463,6 +481,7 @@ def test_an_endless_training_has_no_end_to_foresee(net, make_trainer, memory_log
         {"val_check_interval": 2},
         {"check_val_every_n_epoch": 2},
         {"check_val_every_n_epoch": None, "val_check_interval": 4},
+        {"val_check_interval": timedelta(hours=1)},
         {"limit_val_batches": 0},
     ],
     ids=str,
