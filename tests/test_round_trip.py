@@ -151,6 +151,7 @@ _kept = {
     "max_total_bytes": maybe(positive),
 }
 _globs = st.lists(filled, max_size=3)
+_ranges = st.tuples(reals, st.none()) | st.tuples(reals, reals).map(sorted)
 
 OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "act_save": {"enabled": st.booleans(), "save_dir": maybe(paths)},
@@ -176,7 +177,10 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "warmup_power": st.just(2 / 3), "warmup_inv_gamma": st.just(1.0), "warmup_ratio": st.just(0.05),
         "warmup_steps": st.none(), "extra_decays": st.just([]),
     },
-    "epoch_timer": {},
+    "epoch_timer": {
+        "log_step_times": st.booleans(), "log_throughput": st.booleans(), "log_eta": st.booleans(),
+        "synchronize_device": st.booleans(),
+    },
     "finite_checks": {"nonfinite_grads": actions, "none_grads": actions},
     "gradient_skipping": {
         "threshold": positive_reals, "norm_type": positive_reals | st.sampled_from(["2", "inf"]),
@@ -194,12 +198,13 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     },
     "learning_rate_monitor": {
         "logging_interval": st.sampled_from(["step", "epoch", None]), "log_momentum": st.booleans(),
-        "log_weight_decay": st.booleans(),
+        "log_weight_decay": st.booleans(), "prefix": texts,
     },
     "log_epoch": {"metric_name": filled, "train": st.booleans(), "val": st.booleans(), "test": st.booleans()},
     "metric_validation": {
         "metrics": st.lists(metrics | filled, max_size=3), "error_behavior": st.sampled_from(["raise", "warn"]),
-        "validate_default_metric": st.booleans(),
+        "validate_default_metric": st.booleans(), "check_finite": st.booleans(),
+        "check_ranks_agree": st.booleans(), "ranges": st.dictionaries(filled, _ranges, max_size=3),
     },
     "norm_logging": {
         f"log_{what}_norm{per}": norms for what in ("grad", "param") for per in ("", "_per_param")
@@ -213,7 +218,10 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "lasts": maybe(durations), "words": st.dictionaries(texts, st.lists(texts, max_size=2), max_size=3),
         "chosen": st.frozensets(st.sampled_from("abc")), "either": maybe(st.booleans() | int64 | filled),
     },
-    "print_table_metrics": {"enabled": st.booleans(), "metric_patterns": maybe(st.lists(filled, max_size=3))},
+    "print_table_metrics": {
+        "enabled": st.booleans(), "metric_patterns": maybe(st.lists(filled, max_size=3)),
+        "metrics": st.lists(metrics, max_size=3), "show_change": st.booleans(), "max_rows": positive,
+    },
     "shared_parameters": {"detect_ties": st.booleans()},
     "wandb_upload_code": {
         "enabled": st.booleans(), "directory": maybe(paths), "include": maybe(_globs), "exclude": _globs,

@@ -77,3 +77,76 @@ def test_disabled_does_nothing(net, make_trainer):
     trainer.fit(net())
 
     assert spy.seen["sanity"] == "absent"
+
+
+@pytest.mark.parametrize("options", [{"num_sanity_val_steps": 1}, {"fast_dev_run": True}])
+def test_ctrl_c_does_not_leave_it_set(net, make_trainer, options):
+    """Lightning ends the program after Ctrl-C; a notebook goes on, with the flag as it was."""
+
+    class Interrupted(net):
+        def validation_step(self, batch, batch_idx):
+            raise KeyboardInterrupt
+
+    trainer = make_trainer(DebugFlagCallback(), **options)
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        trainer.fit(Interrupted())
+    assert not hasattr(trainer, "debug")
+
+
+class BadManners(Callback):
+    """Fails in `on_exception`, so that Lightning tells no callback behind it."""
+
+    active = True
+
+    def on_exception(self, trainer, pl_module, exception):
+        if self.active:
+            raise RuntimeError
+
+
+def test_the_next_run_restores_what_another_callback_prevented(net, make_trainer):
+    """A flag that stayed set since another callback failed in between is not taken for the user's."""
+
+    class Broken(net):
+        broken = True
+
+        def validation_step(self, batch, batch_idx):
+            if self.broken:
+                raise ZeroDivisionError
+            return super().validation_step(batch, batch_idx)
+
+    spy, bad, module = Spy(), BadManners(), Broken()
+    trainer = make_trainer(bad, DebugFlagCallback(), spy, num_sanity_val_steps=1)
+    with pytest.raises(RuntimeError):
+        trainer.fit(module)
+    bad.active = module.broken = False
+    module.train()  # the interrupted validation left it in evaluation mode
+
+    trainer.fit(module)
+
+    assert spy.seen == {"sanity": True, "train": "absent"}
+    assert not hasattr(trainer, "debug")
+
+
+def test_every_stage_of_a_fast_dev_run(net, make_trainer):
+    """Validation, test and prediction of a fast_dev_run are debugging too, and end as they began."""
+
+    class Stages(Spy):
+        def on_validation_start(self, trainer, pl_module):
+            self.seen["val"] = trainer.debug
+
+        def on_test_start(self, trainer, pl_module):
+            self.seen["test"] = trainer.debug
+
+        def on_predict_start(self, trainer, pl_module):
+            self.seen["predict"] = trainer.debug
+
+    spy, module = Stages(), net()
+    trainer = make_trainer(DebugFlagCallback(), spy, fast_dev_run=True)
+
+    trainer.validate(module, verbose=False)
+    trainer.test(module, verbose=False)
+    trainer.predict(module)
+
+    assert spy.seen == {"val": True, "test": True, "predict": True}
+    assert not hasattr(trainer, "debug")

@@ -71,14 +71,60 @@ def test_a_test_shows_how_long_was_trained(net, make_trainer, memory_logger):
     assert numbers(logger) == [1.5, 1.5]
 
 
-def test_unknown_length_counts_whole_epochs(net, make_trainer, memory_logger):
-    """Without a length no fraction is invented and nothing is warned about."""
+def test_an_unknown_length_is_learned(net, make_trainer, memory_logger):
+    """Without a length whole epochs are logged until one is complete, then fractions, unwarned."""
     logger = memory_logger()
-    trainer = make_trainer(LogEpochCallback(), logger=logger, max_epochs=2)
+    trainer = make_trainer(LogEpochCallback(val=False), logger=logger, max_epochs=3)
 
     trainer.fit(net(length_known=False, batches=2))
 
-    assert numbers(logger) == [0, 0, 0, 1, 1, 1, 1, 2]
+    assert numbers(logger) == [0, 0, 1, 1.5, 2, 2, 2.5, 3, 3]
+
+
+def test_a_limit_above_the_data_is_not_the_length(net, make_trainer, memory_logger):
+    """A stream of 2 batches that is limited to 8 is known to have 2 after its first epoch."""
+    logger = memory_logger()
+    trainer = make_trainer(
+        LogEpochCallback(val=False), logger=logger, max_epochs=2, limit_train_batches=8
+    )
+
+    trainer.fit(net(length_known=False, batches=2))
+
+    assert numbers(logger) == [0.125, 0.25, 1, 1.5, 2, 2]
+
+
+def test_an_epoch_that_was_cut_teaches_nothing(net, make_trainer, memory_logger):
+    """Only a whole epoch tells its length; one that `max_steps` ended in the middle does not."""
+    callback = LogEpochCallback()
+    trainer = make_trainer(callback, max_steps=1, max_epochs=-1)
+
+    trainer.fit(net(length_known=False, batches=2))
+
+    assert callback.state_dict()["batches_per_epoch"] is None
+
+
+@pytest.mark.parametrize(
+    ("saved_at", "epochs", "expected"),
+    [
+        (1, 3, [0, 0, 1, 1, 1, 2, 2.5, 3, 3]),  # nothing is known until epoch 1 is complete
+        (3, 3, [2, 2, 2, 2.5, 3, 3]),  # known from epoch 0
+    ],
+)
+def test_what_was_learned_is_resumed(
+    net, make_trainer, memory_logger, save_at, tmp_path, saved_at, epochs, expected
+):
+    """The length is in the checkpoint; a stream that began anew in its middle teaches no wrong one."""
+    path = tmp_path / "middle.ckpt"
+    module = net(length_known=False, batches=2)
+    make_trainer(LogEpochCallback(), save_at(saved_at, path), max_epochs=2).fit(module)
+
+    logger = memory_logger()
+    callback = LogEpochCallback(val=False)
+    trainer = make_trainer(callback, logger=logger, max_epochs=epochs)
+    trainer.fit(net(length_known=False, batches=2), ckpt_path=path)
+
+    assert numbers(logger) == expected
+    assert callback.state_dict()["batches_per_epoch"] == 2
 
 
 def test_only_logging_steps_are_logged(net, make_trainer, memory_logger):

@@ -4,6 +4,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
 
+import nshtrainer
+from nshtrainer import TrainerConfig
 from nshtrainer_monitoring import LearningRateMonitorCallback
 
 
@@ -52,6 +54,8 @@ def two(module):
 @pytest.mark.parametrize("every", [1, 2])
 def test_same_as_lightning(net, make_trainer, memory_logger, configure, interval, every):
     """Names, values and steps are those of Lightning's own monitor, in one logger call less."""
+    if configure is two and interval is None:
+        pytest.skip("manual optimization: more than Lightning's, tested below")
     options = {"logging_interval": interval, "log_momentum": True, "log_weight_decay": True}
     logged = []
     for monitor in (LearningRateMonitorCallback(**options), LearningRateMonitor(**options)):
@@ -72,6 +76,70 @@ def test_the_rate_is_that_of_the_step(net, make_trainer, memory_logger):
     make_trainer(LearningRateMonitorCallback(), logger=logger).fit(net(configure=scheduled))
 
     assert [float(v) for _, v in logger.values("lr-SGD")] == [0.5**n for n in range(6)]
+
+
+def test_manual_schedulers_are_seen_at_each_step(net, make_trainer, memory_logger):
+    """In manual optimization the module steps its schedulers when it likes: each step is logged."""
+
+    class Manual(net):
+        def training_step(self, batch, batch_idx):
+            super().training_step(batch, batch_idx)
+            self.lr_schedulers().step()
+
+    def configure(module):
+        optimizers, _ = two(module)
+        return optimizers, [torch.optim.lr_scheduler.StepLR(optimizers[1], 1, gamma=0.5)]
+
+    logger = memory_logger()
+    make_trainer(LearningRateMonitorCallback(), logger=logger, limit_train_batches=3).fit(
+        Manual(optimizers=2, configure=configure)
+    )
+
+    by_name = {}
+    for name, _, value in rates(logger):
+        by_name.setdefault(name, []).append(value)
+    assert by_name == {
+        "lr-SGD": [0.5, 0.5, 0.25, 0.125],  # at the epoch's start and each step, sorted by step
+        "lr-SGD-1": [1.0] * 4,
+    }
+
+
+def test_a_prefix_stands_before_every_name(net, make_trainer):
+    """The prefix is part of the name, of momentum and weight decay too."""
+    callback = LearningRateMonitorCallback(
+        prefix="train/", log_momentum=True, log_weight_decay=True
+    )
+    trainer = make_trainer(callback)
+
+    trainer.fit(net(configure=plain))
+
+    names = {name for name in trainer.callback_metrics if "lr-" in name}
+    assert names == {"train/lr-SGD", "train/lr-SGD-momentum", "train/lr-SGD-weight_decay"}
+
+
+@pytest.mark.parametrize(
+    "loggers", [[], [{"name": "csv", "enabled": False}], [{"name": "csv"}]], ids=str
+)
+def test_on_by_default_whatever_loggers_there_are(net, tmp_path, loggers):
+    """Our trainer has it without being asked, also where no logger is built in the end."""
+    config = TrainerConfig.model_validate(
+        {
+            "directory": {"project_root": tmp_path},
+            "loggers": loggers,
+            "checkpoint_saving": None,
+            "max_epochs": 1,
+            "accelerator": "cpu",
+            "devices": 1,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "log_every_n_steps": 1,
+        }
+    )
+    trainer = nshtrainer.Trainer(config)
+
+    trainer.fit(net(configure=plain))
+
+    assert trainer.callback_metrics["lr-SGD"].item() == 0.25
 
 
 def test_accumulation_logs_once_per_step(net, make_trainer, memory_logger):

@@ -37,7 +37,9 @@ class Net(LightningModule):
     def on_before_optimizer_step(self, optimizer):
         self.norms.append(torch.cat([p.grad.flatten() for p in self.parameters()]).norm().item())
     def validation_step(self, batch, batch_idx):
-        self.log("val/loss", self.layer(batch).mean(), sync_dist=True)
+        if mode != "one" or self.global_rank == 0:
+            synced = mode not in ("unsynced", "one")
+            self.log("val/loss", self.layer(batch).mean(), sync_dist=synced)
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
     def train_dataloader(self):
@@ -46,7 +48,8 @@ class Net(LightningModule):
 
 names = ["debug_flag", "epoch_timer", {"name": "finite_checks", "nonfinite_grads": "raise"},
     "learning_rate_monitor", "log_epoch",
-    {"name": "metric_validation", "metrics": ["val_loss" if mode == "typo" else "val/loss"]},
+    {"name": "metric_validation", "metrics": ["val_loss" if mode == "typo" else "val/loss"],
+        "check_ranks_agree": mode in ("fine", "unsynced"), "check_finite": True},
     {"name": "norm_logging", "log_grad_norm": True, "log_param_norm": True},
     {"name": "print_table_metrics", "metric_patterns": ["val/loss"]}]
 trainer = Trainer(callbacks=create_callbacks(names), accelerator="cpu", devices=2, strategy="ddp",
@@ -123,3 +126,22 @@ def test_every_rank_reports_a_missing_metric(tmp_path):
     results, outputs = run(tmp_path, "typo")
 
     assert all(r["error"].startswith("ConfigError: after the sanity") for r in results), outputs
+
+
+def test_every_rank_reports_what_one_of_them_lacks(tmp_path):
+    """A metric that one rank does not log stops all of them, with the name of the rank."""
+    results, outputs = run(tmp_path, "one")
+
+    for result in results:
+        assert "missing on rank 1" in result["error"], outputs
+        assert result["step"] == 0
+
+
+def test_values_that_differ_between_ranks_are_found(tmp_path):
+    """A metric without sync_dist, the cause of ranks that disagree on what is best, is named."""
+    results, outputs = run(tmp_path, "unsynced")
+
+    for result in results:
+        assert "'val/loss' differs between ranks (rank 0: " in result["error"], outputs
+        assert "sync_dist=True" in result["error"]
+        assert result["step"] == 0

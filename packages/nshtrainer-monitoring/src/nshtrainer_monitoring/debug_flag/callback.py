@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -16,8 +17,6 @@ __all__ = ["DebugFlagCallback"]
 
 log = logging.getLogger(__name__)
 
-_ABSENT = object()
-
 
 class DebugFlagCallback(ConfiguredCallback[DebugFlagCallbackConfig]):
     """Sets `trainer.debug`; see `DebugFlagCallbackConfig`.
@@ -29,11 +28,22 @@ class DebugFlagCallback(ConfiguredCallback[DebugFlagCallbackConfig]):
 
     def __init__(self, config: DebugFlagCallbackConfig | None = None, **options: Any) -> None:
         super().__init__(config, **options)
-        self._before: list[object] = []  # what the flag was before each time it was set
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy without what belongs to a running trainer."""
+        return {**vars(self), "_before": [], "_trainer": None}
+
+    def _forget(self) -> None:
+        self._before: list[tuple[bool, object]] = []  # was it there, and what, each time it was set
+        self._trainer: weakref.ref[Trainer] | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._before.clear()  # a run that was killed in between left nothing to restore
+        # Another callback's own on_exception may have failed before ours was called.
+        if self._trainer is not None and (last := self._trainer()) is not None:
+            self._restore_all(last)
+        self._forget()
         if self.config.enabled and trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType] -- set by Lightning's connector
             self._set(trainer)
             log.debug("trainer.debug is set for this fast_dev_run")
@@ -60,7 +70,8 @@ class DebugFlagCallback(ConfiguredCallback[DebugFlagCallbackConfig]):
         self._restore_all(trainer)
 
     def _set(self, trainer: Trainer) -> None:
-        self._before.append(getattr(trainer, "debug", _ABSENT))
+        self._trainer = weakref.ref(trainer)
+        self._before.append((hasattr(trainer, "debug"), getattr(trainer, "debug", None)))
         trainer.debug = True  # pyright: ignore[reportAttributeAccessIssue] -- nshtrainer's attribute, also on a plain trainer
 
     def _restore_all(self, trainer: Trainer) -> None:
@@ -70,8 +81,8 @@ class DebugFlagCallback(ConfiguredCallback[DebugFlagCallbackConfig]):
     def _restore(self, trainer: Trainer) -> None:
         if not self._before:
             return
-        before = self._before.pop()
-        if before is not _ABSENT:
+        was_there, before = self._before.pop()
+        if was_there:
             trainer.debug = before  # pyright: ignore[reportAttributeAccessIssue] -- as above
         elif hasattr(trainer, "debug"):
             del trainer.debug  # pyright: ignore[reportAttributeAccessIssue] -- as above

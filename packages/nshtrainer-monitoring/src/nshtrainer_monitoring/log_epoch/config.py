@@ -23,7 +23,8 @@ class LogEpochCallbackConfig(CallbackConfigBase):
     """Logs how many epochs of training are done, as a fraction: 1.5 in the middle of the second.
 
     The fraction comes from the batches that were processed, so accumulation and several optimizers
-    do not change it. Where the number of batches is not known, whole epochs are logged.
+    do not change it. Where the number of batches is not known, the first whole epoch tells it: until
+    then whole epochs are logged. A resumed run knows what the interrupted one has learned.
     """
 
     name: Literal["log_epoch"] = "log_epoch"

@@ -51,8 +51,10 @@ class LearningRateMonitorCallback(ConfiguredCallback[LearningRateMonitorConfig])
             log_at_once(trainer, self._read(trainer, ("epoch", None)))
 
     def _read(self, trainer: Trainer, intervals: Container[str | None]) -> dict[str, float]:
+        automatic = trainer.lightning_module.automatic_optimization
         schedulers = [
-            (c.scheduler.optimizer, c.name, c.interval) for c in trainer.lr_scheduler_configs
+            (c.scheduler.optimizer, c.name, c.interval if automatic else None)
+            for c in trainer.lr_scheduler_configs
         ]
         values: dict[str, float] = {}
         for source in name_sources(schedulers, trainer.optimizers):
@@ -62,4 +64,4 @@ class LearningRateMonitorCallback(ConfiguredCallback[LearningRateMonitorConfig])
                     momentum=self.config.log_momentum,
                     weight_decay=self.config.log_weight_decay,
                 )
-        return values
+        return {f"{self.config.prefix}{name}": value for name, value in values.items()}

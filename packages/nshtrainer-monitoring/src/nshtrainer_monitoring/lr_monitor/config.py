@@ -30,7 +30,11 @@ class LearningRateMonitorConfig(CallbackConfigBase):
 
     logging_interval: Literal["step", "epoch"] | None = None
     """When to log: at the steps that Lightning logs, or at the start of each epoch. None: each
-    optimizer at the interval of its scheduler; one without a scheduler at both."""
+    optimizer at the interval of its scheduler; one without a scheduler at both, and in manual
+    optimization, where only the module knows when it steps its schedulers, every one."""
+
+    prefix: str = ""
+    """Put before every name: `train/` makes `train/lr-AdamW`."""
 
     log_momentum: bool = False
     """Also log `...-momentum`: `momentum`, or the first of `betas`; 0 for optimizers without."""

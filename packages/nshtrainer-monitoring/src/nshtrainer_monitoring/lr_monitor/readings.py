@@ -21,16 +21,17 @@ class Source:
     name: str
     """`lr-<class>`, or the scheduler's own name."""
     interval: str | None
-    """`step` or `epoch`, from its scheduler; None without one."""
+    """`step` or `epoch`, from its scheduler; None without one, or where it does not count."""
 
 
 def name_sources(
-    schedulers: Iterable[tuple[Optimizer, str | None, str]], optimizers: Iterable[Optimizer]
+    schedulers: Iterable[tuple[Optimizer, str | None, str | None]], optimizers: Iterable[Optimizer]
 ) -> list[Source]:
     """Name every scheduler's optimizer, then the optimizers without a scheduler.
 
     Args:
-        schedulers: Optimizer, own name or None, and interval of each scheduler.
+        schedulers: Optimizer, own name or None, and interval of each scheduler, None where it does
+            not count.
         optimizers: All optimizers, wrapped or not.
 
     The second of one class without a name of its own gets `-1` behind its name, the third `-2`.

@@ -35,7 +35,7 @@ def describe_missing(
     """Return what happened, what was expected, and what to do.
 
     Args:
-        missing: Name of each missing metric, and who asks for it.
+        missing: Name of each missing metric, and who asks for it (and where it is missing).
         checked: How many metrics were looked for.
         logged: All names that were logged.
         when: The moment of the check, such as "after the sanity check".

@@ -6,18 +6,28 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Block", "format_value", "lay_out"]
+from nshtrainer.metric import MetricConfig
 
-_MIN_WIDTH = 10  # room for the widest number, so that rows printed apart line up
-_GAP = "  "
+__all__ = ["COUNTERS", "Cell", "Layout", "cells_of", "format_change", "format_value"]
+
+COUNTERS = ("epoch", "step")
+"""The first columns: never best, and their change tells nothing."""
+
+_VALUE_WIDTH = 10  # room for the widest number, so that rows printed apart line up
+_CHANGE_WIDTH = 8
 
 
 @dataclass(frozen=True)
-class Block:
-    """Columns that fit beside each other."""
+class Cell:
+    """A number in a row."""
 
-    header: str
-    row: str
+    value: str
+    is_best: bool = False
+    """Whether no earlier row had a better one."""
+    change: str = ""
+    """From the row before."""
+    is_better: bool | None = None
+    """Whether the change is for the better; None where the direction is not known."""
 
 
 def format_value(value: float | None) -> str:
@@ -26,43 +36,84 @@ def format_value(value: float | None) -> str:
         return "-"
     if math.isfinite(value) and float(value).is_integer():
         text = str(int(value))
-        return text if len(text) <= _MIN_WIDTH else f"{float(value):.3e}"
+        return text if len(text) <= _VALUE_WIDTH else f"{float(value):.3e}"
     text = f"{value:.5g}"
-    return text if len(text) <= _MIN_WIDTH else f"{value:.3e}"
+    return text if len(text) <= _VALUE_WIDTH else f"{value:.3e}"
 
 
-def lay_out(
-    columns: Sequence[str], row: Mapping[str, float], width: int | None = None
-) -> list[Block]:
-    """Lay out one row.
+def format_change(value: float | None, before: float | None) -> str:
+    """Return the signed difference in at most 8 characters; nothing where there is none."""
+    if value is None or before is None or not math.isfinite(value - before) or value == before:
+        return ""
+    text = f"{value - before:+.2g}"
+    return text if len(text) <= _CHANGE_WIDTH else f"{value - before:+.0e}"
+
+
+def cells_of(
+    row: Mapping[str, float],
+    before: Mapping[str, float],
+    best: Mapping[str, float],
+    directions: Mapping[str, MetricConfig],
+) -> dict[str, Cell]:
+    """Describe each number of a row.
+
+    Args:
+        row: Numbers by column.
+        before: The last number of each column in earlier rows.
+        best: The best number of each column in earlier rows.
+        directions: In which direction each metric gets better, where that is known.
+    """
+    cells: dict[str, Cell] = {}
+    for name, value in row.items():
+        if name in COUNTERS:
+            cells[name] = Cell(format_value(value))
+            continue
+        change, metric = format_change(value, before.get(name)), directions.get(name)
+        if metric is None:
+            cells[name] = Cell(format_value(value), change=change)
+            continue
+        is_better = metric.is_better(value, before.get(name)) if change else None
+        is_best = metric.is_better(value, best.get(name))
+        cells[name] = Cell(format_value(value), is_best, change, is_better)
+    return cells
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Widths of columns, and which of them stand beside each other.
 
     Args:
         columns: Names, in their order.
-        row: Values by name; columns without one show `-`.
-        width: Characters per line; what does not fit is continued in further blocks, each with
-            at least one column. None: one line, however long.
+        width: Characters per line; what does not fit is continued in further blocks, each with at
+            least one column. None: one line, however long.
+        gap: Characters between two columns.
+        with_change: Whether there is room for the change of a metric.
     """
-    blocks: list[Block] = []
-    for names in _split(columns, width):
-        widths = [max(len(name), _MIN_WIDTH) for name in names]
-        header = _GAP.join(name.rjust(w) for name, w in zip(names, widths, strict=True))
-        cells = (format_value(row.get(name)) for name in names)
-        blocks.append(
-            Block(header, _GAP.join(cell.rjust(w) for cell, w in zip(cells, widths, strict=True)))
-        )
-    return blocks
 
+    columns: Sequence[str]
+    width: int | None = None
+    gap: int = 2
+    with_change: bool = True
 
-def _split(columns: Sequence[str], width: int | None) -> Iterator[list[str]]:
-    present: list[str] = []
-    used = 0
-    for name in columns:
-        needed = max(len(name), _MIN_WIDTH) + (len(_GAP) if present else 0)
-        if present and width is not None and used + needed > width:
+    def parts(self, name: str) -> tuple[int, int]:
+        """Return the widths of the number, and of the mark and change behind it."""
+        behind = 0 if name in COUNTERS else 1 + (1 + _CHANGE_WIDTH) * self.with_change
+        return max(_VALUE_WIDTH, len(name) - behind), behind
+
+    def blocks(self) -> list[list[str]]:
+        """Return the columns of each block."""
+        return list(self._split())
+
+    def _split(self) -> Iterator[list[str]]:
+        present: list[str] = []
+        used = 0
+        for name in self.columns:
+            needed = sum(self.parts(name)) + (self.gap if present else 0)
+            if present and self.width is not None and used + needed > self.width:
+                yield present
+                present, used = [], 0
+                needed -= self.gap
+            present.append(name)
+            used += needed
+        if present:
             yield present
-            present, used = [], 0
-            needed -= len(_GAP)
-        present.append(name)
-        used += needed
-    if present:
-        yield present
