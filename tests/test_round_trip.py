@@ -167,7 +167,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     },
     "ema": {
         "decay": fractions, "every_n_steps": positive, "validate_original_weights": st.booleans(),
-        "cpu_offload": st.booleans(), "validate_both": st.booleans(), "start_step": non_negative,
+        "cpu_offload": st.booleans(), "validate_both": st.booleans(), "average_after_fit": st.booleans(), "start_step": non_negative,
         "warmup": st.sampled_from([None, "inverse_power", "tensorflow", "bias_correction", "half_life"]),
         "buffers": st.sampled_from(["copy", "average", "keep"]), "include": maybe(_globs), "exclude": _globs,
         "dtype": st.sampled_from([None, "float32", "bfloat16"]), "snapshot_dir": maybe(paths),
