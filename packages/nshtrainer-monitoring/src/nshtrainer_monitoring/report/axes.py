@@ -1,0 +1,123 @@
+"""Axes: which range and scale show values well, and where round numbers are on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["Axis", "axis_of", "number", "steps_axis"]
+
+_DECADES: Final = 3
+"""Positive values that span so many are shown on a log scale."""
+_LARGEST: Final = 1e300  # beyond it differences overflow
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One direction of a plot."""
+
+    low: float
+    high: float
+    is_log: bool
+    ticks: tuple[float, ...]
+    labels: tuple[str, ...]
+
+    def at(self, value: float) -> float:
+        """Where *value* is: 0 at `low`, 1 at `high`."""
+        value = min(max(value, -_LARGEST), _LARGEST)
+        if self.is_log:
+            a, b = math.log10(self.low), math.log10(self.high)
+            return (math.log10(value) - a) / (b - a)
+        return (value - self.low) / (self.high - self.low)
+
+
+def axis_of(values: Iterable[float], count: int = 5) -> Axis:
+    """Return an axis for finite *values*, with about *count* ticks; a log scale where they span decades."""
+    found = [min(max(v, -_LARGEST), _LARGEST) for v in values if math.isfinite(v)]
+    low, high = min(found, default=0.0), max(found, default=1.0)
+    if low > 0 and high / low >= 10**_DECADES:
+        return _log_axis(low, high, count)
+    if high - low <= 1e-12 * max(abs(low), abs(high)):  # equal, as far as labels could tell
+        margin = abs(low) * 0.1 if abs(low) > 1e-290 else 1.0
+    else:
+        margin = (high - low) * 0.04
+    bottom = 0.0 if low >= 0 > low - margin and low != high else low - margin
+    return _linear_axis(bottom, high + margin, count)
+
+
+def steps_axis(low: float, high: float, count: int = 6) -> Axis:
+    """Return the axis for steps from *low* to *high*; its ticks are whole numbers."""
+    if low == high:
+        low, high = low - 1, high + 1
+    return _linear_axis(low, high, count, least=1.0, compact=True)
+
+
+def _linear_axis(
+    low: float, high: float, count: int, *, least: float = 0.0, compact: bool = False
+) -> Axis:
+    step = max(_nice((high - low) / count), least)
+    first = math.ceil(low / step)
+    number_of_ticks = math.floor(high / step) - first + 1
+    ticks = tuple((first + i) * step for i in range(max(number_of_ticks, 0)))
+    if compact:
+        labels = tuple(_compact(t) for t in ticks)
+    else:
+        labels = tuple(_plain(t, step) for t in ticks)
+    return Axis(low, high, False, ticks, labels)
+
+
+def _log_axis(low: float, high: float, count: int) -> Axis:
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    every = max(1, math.ceil((last - first) / count))
+    exponents = [e for e in range(first, last + 1) if e % every == 0]
+    bottom, top = low / 10**0.05, high * 10**0.05
+    inside = [e for e in exponents if math.log10(bottom) <= e <= math.log10(top)]
+    if bottom <= 0:  # the least number that there is
+        bottom = low
+    return Axis(
+        bottom, top, True, tuple(float(f"1e{e}") for e in inside), tuple(map(_power, inside))
+    )
+
+
+def _power(exponent: int) -> str:
+    return f"{10.0**exponent:g}" if -3 <= exponent <= 4 else f"1e{exponent}"
+
+
+def _nice(step: float) -> float:
+    """The least of 1, 2, 5, 10, ... times a power of ten that is not below *step*."""
+    scale = 10.0 ** math.floor(math.log10(step))
+    return next(m * scale for m in (1, 2, 5, 10) if m * scale >= step * (1 - 1e-9))
+
+
+def _plain(value: float, step: float) -> str:
+    """*value* with as many digits as the distance of ticks asks for."""
+    size = max(abs(value), step)
+    if size >= 1e5 or size < 1e-3:
+        digits = max(0, round(math.log10(size)) - math.floor(math.log10(step)))
+        text = f"{value:.{min(digits, 6)}e}" if value else "0"
+        mantissa, _, exponent = text.partition("e")
+        if "." in mantissa:
+            mantissa = mantissa.rstrip("0").rstrip(".")
+        return f"{mantissa}e{int(exponent)}" if exponent else text
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    return f"{value:.{digits}f}"
+
+
+def _compact(value: float) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.6g}{unit}"
+    return f"{value:.6g}"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Return *value* for a table; "" if there is none."""
+    if value is None:
+        return ""
+    if not math.isfinite(value):
+        return {math.inf: "inf", -math.inf: "-inf"}.get(value, "NaN")
+    if value == int(value) and abs(value) < 1e9:
+        return f"{int(value):,}"
+    return f"{value:.{digits}g}"

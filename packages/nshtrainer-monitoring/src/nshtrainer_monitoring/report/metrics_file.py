@@ -1,0 +1,160 @@
+"""Reads `metrics.csv` as the CSV loggers leave it: finished, being written, or cut off by a kill."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from .series import Series
+
+__all__ = ["STEP", "Metrics", "find_files", "read_metrics"]
+
+STEP: Final = "step"
+_FILE: Final = "metrics.csv"
+_POINTS: Final = 4_000_000
+"""How many are kept at once, over all metrics of a file: 16 bytes each."""
+_NOT_OURS: Final = ("checkpoint", "checkpoints", "wandb", "ema")
+
+
+@dataclass
+class Metrics:
+    """All series of a run."""
+
+    series: dict[str, Series] = field(default_factory=dict[str, Series])
+    """By metric, in the order of the columns."""
+    rows: int = 0
+    files: list[Path] = field(default_factory=list[Path])
+    """What was read, the oldest first."""
+    notes: list[str] = field(default_factory=list[str])
+    """What a reader of the report should know about the data."""
+
+    @property
+    def last_step(self) -> float | None:
+        """The greatest step with a value."""
+        return max((s.xs[-1] for s in self.series.values() if s.xs), default=None)
+
+
+def find_files(root: Path) -> list[Path]:
+    """Return the metrics files of the run *root*, the one written last at the end."""
+    found: list[tuple[int, str, Path]] = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(n for n in folders if n not in _NOT_OURS and not n.startswith("."))
+        if _FILE in files:
+            path = Path(folder) / _FILE
+            try:
+                found.append((path.stat().st_mtime_ns, str(path), path))
+            except OSError:  # gone since the folder was read
+                continue
+    return [path for _, _, path in sorted(found)]
+
+
+def read_metrics(files: Sequence[Path]) -> Metrics:
+    """Read *files*, which are one run's; where two have a step of a metric, the later file counts.
+
+    Rows are streamed, so a file may be larger than the memory. A last line without its end is left
+    out: its numbers may lack digits.
+    """
+    whole = Metrics()
+    for path in files:
+        try:
+            found = _read(path)
+        except OSError as error:
+            whole.notes.append(f"{path.name} cannot be read: {error.strerror or error}")
+            continue
+        whole.files.append(path)
+        whole.rows += found.rows
+        whole.notes += [f"{path.parent.name}/{path.name}: {note}" for note in found.notes]
+        for name, series in found.series.items():
+            if name in whole.series:
+                whole.series[name].extend(series)
+            else:
+                whole.series[name] = series
+    if len(whole.files) > 1:
+        whole.notes.append(f"{len(whole.files)} metrics files; at the same steps the latest counts")
+    return whole
+
+
+def _read(path: Path) -> Metrics:
+    result = Metrics()
+    lines = _Lines(path)
+    rows = csv.reader(lines)
+    try:
+        header = next(rows, [])
+        _read_rows(header, rows, result)
+    except csv.Error as error:
+        result.notes.append(f"line {rows.line_num} is no CSV ({error}); what follows is left out")
+    if lines.cut_off:
+        result.notes.append("the last line was not finished and is left out")
+    if lines.with_nul:
+        result.notes.append(f"{lines.with_nul} damaged lines are left out")
+    return result
+
+
+class _Lines:
+    """The lines of a file that are whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.cut_off = False
+        self.with_nul = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self._lines()
+
+    def _lines(self) -> Generator[str]:
+        with self._path.open(encoding="utf-8", errors="replace", newline="") as file:
+            for line in file:
+                if "\0" in line:  # a block that a file system never got to write
+                    self.with_nul += 1
+                elif not line.endswith(("\n", "\r")):
+                    self.cut_off = True
+                else:
+                    yield line
+
+
+def _read_rows(header: list[str], rows: Iterator[list[str]], result: Metrics) -> None:
+    at = header.index(STEP) if STEP in header else None
+    if at is None and header:
+        result.notes.append(f"there is no column {STEP!r}; rows are counted instead")
+    buckets = max(20, min(1000, _POINTS // (10 * max(len(header), 1))))
+    columns = [None if i == at else Series(n, buckets) for i, n in enumerate(header)]
+    greatest, went_back, bad = -math.inf, False, 0
+    for row in rows:
+        step = _number(row[at]) if at is not None and at < len(row) else float(result.rows)
+        if len(row) != len(header) or not math.isfinite(step):
+            bad += bool(row)
+            continue
+        result.rows += 1
+        went_back = went_back or step < greatest
+        greatest = max(greatest, step)
+        bad += _add(columns, row, step)
+    for name, series in zip(header, columns, strict=True):
+        if series is not None and series.xs:
+            result.series.setdefault(name, series)
+    if went_back:
+        result.notes.append("the steps go back, as when a run is resumed; the later rows count")
+    if bad:
+        result.notes.append(f"{bad} cells or rows are no numbers and are left out")
+
+
+def _add(columns: list[Series | None], row: list[str], step: float) -> int:
+    bad = 0
+    for series, cell in zip(columns, row, strict=True):
+        if cell and series is not None:
+            try:
+                series.add(step, float(cell))
+            except ValueError:
+                bad += 1
+    return bad
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
