@@ -143,16 +143,17 @@ def _place_norm(name: str, base: str, found: re.Match[str]) -> tuple[str, str, L
     if of is not None:
         return base[: found.end(1)], of[1:], Line(name, of[1:])
     subject = _SUBJECT.match(whole)
-    title = whole if subject is None or "ratio" in whole else _SUBJECTS[subject[0]]
+    is_share = "ratio" in whole or "coef" in whole  # of another size than norms
+    title = whole.replace("_", " ") if subject is None or is_share else _SUBJECTS[subject[0]]
     return "norms", title, Line(name, base)
 
 
 def _time_title(base: str) -> str:
     if re.search(r"per_s|throughput", base):
-        return "throughput"
+        return base.replace("_", " ")
     if re.search(r"(?:^|[/_])eta", base):
         return "remaining time"
-    return "time of an epoch (s)" if "epoch" in base else "time of a step"
+    return "time of an epoch" if "epoch" in base else "time of a step"
 
 
 def _rank(panel: Panel, primary: str | None) -> tuple[bool, bool, bool, str]:

@@ -39,7 +39,7 @@ def axis_of(values: Iterable[float], count: int = 5) -> Axis:
     low, high = min(found, default=0.0), max(found, default=1.0)
     if low > 0 and high / low >= 10**_DECADES:
         return _log_axis(low, high, count)
-    if high - low <= 1e-12 * max(abs(low), abs(high)):  # equal, as far as labels could tell
+    if high - low <= max(1e-12 * max(abs(low), abs(high)), 1e-290):  # equal, as far as labels tell
         margin = abs(low) * 0.1 if abs(low) > 1e-290 else 1.0
     else:
         margin = (high - low) * 0.04
@@ -49,8 +49,9 @@ def axis_of(values: Iterable[float], count: int = 5) -> Axis:
 
 def steps_axis(low: float, high: float, count: int = 6) -> Axis:
     """Return the axis for steps from *low* to *high*; its ticks are whole numbers."""
-    if low == high:
-        low, high = low - 1, high + 1
+    if high - low < 1e-9 * abs(high) or low == high:
+        margin = max(1.0, 1e-6 * abs(high))
+        low, high = low - margin, high + margin
     return _linear_axis(low, high, count, least=1.0, compact=True)
 
 
@@ -96,7 +97,7 @@ def _plain(value: float, step: float) -> str:
     size = max(abs(value), step)
     if size >= 1e5 or size < 1e-3:
         digits = max(0, round(math.log10(size)) - math.floor(math.log10(step)))
-        text = f"{value:.{min(digits, 6)}e}" if value else "0"
+        text = f"{value:.{min(digits, 13)}e}" if value else "0"
         mantissa, _, exponent = text.partition("e")
         if "." in mantissa:
             mantissa = mantissa.rstrip("0").rstrip(".")

@@ -61,13 +61,12 @@ def nearest_logs() -> Path:
 def newest_write(run: Path) -> float:
     """When a file of *run* was written last, in seconds since the epoch; 0 if that is not known.
 
-    Looked at are its record, logs and checkpoint folders, not what is inside of checkpoints.
+    Looked at are its record, logs and checkpoint folders, not the folder itself: a report may be
+    written there.
     """
-    times = [0.0]
-    for path in (run, *(run / name for name in _SIGNS), *run.glob("checkpoint/*")):
-        times.append(_time(path))
-    times += [_time(path) for path in run.glob("**/metrics.csv")]
-    return max(times)
+    signs = [run / name for name in _SIGNS]
+    paths = [*signs, *run.glob("checkpoint/*"), *run.glob("log/csv/**/metrics.csv")]
+    return max(map(_time, paths))
 
 
 def _runs_in(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, as far as `time/...` metrics tell."""
+"""Where the time of a training step goes, as far as metrics such as `train/forward_time_s` tell."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from .run import RunData
 
 __all__ = ["parts_of_a_step", "split_of_a_step"]
 
-_PART = re.compile(r"(?:train/)?time/(?:train/)?([^/]+?)(?:_m?s)?")
-_NO_PART = re.compile(r"total|^step$|step_time|epoch|eta|per_|throughput|elapsed|fraction|remaining")
+_PART = re.compile(r"train/([^/]+)_time_m?s|(?:train/)?time/(?:train/)?([^/]+?)(?:_m?s)?")
+_NO_PART = re.compile(
+    r"total|^step$|^batch$|epoch|eta|per_|throughput|elapsed|fraction|remaining|^training$"
+)
 _WIDTH: Final = 1000
 
 
@@ -22,9 +24,10 @@ def parts_of_a_step(run: RunData) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, series in run.metrics.series.items():
         match = _PART.fullmatch(name)
+        part = (match[1] or match[2]) if match else ""
         values = [y for _, y in series.finite]
-        if match and values and not _NO_PART.search(match[1]):
-            found[match[1].replace("_", " ")] = max(statistics.median(values), 0.0)
+        if part and values and not _NO_PART.search(part):
+            found[part.replace("_", " ")] = max(statistics.median(values), 0.0)
     return dict(sorted(found.items(), key=lambda item: -item[1])[:8])
 
 
