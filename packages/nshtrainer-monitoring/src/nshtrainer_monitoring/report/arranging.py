@@ -169,9 +169,9 @@ def _rank(panel: Panel, primary: str | None) -> tuple[bool, bool, bool, str]:
 def _split(panels: Iterable[Panel]) -> list[Panel]:
     """*panels*, those with more lines than colours cut into several."""
     result: list[Panel] = []
+    order = {"train": 0, "val": 1, "test": 2}
     for panel in panels:
-        order = {"train": 0, "val": 1, "test": 2}
         lines = sorted(panel.lines, key=lambda line: order.get(line.stage, 3))
-        for start in range(0, len(lines), MAX_LINES):
-            result.append(Panel(panel.title, lines[start : start + MAX_LINES]))
+        starts = range(0, len(lines), MAX_LINES)
+        result += [Panel(panel.title, lines[i : i + MAX_LINES]) for i in starts]
     return result

@@ -62,11 +62,8 @@ def _linear_axis(
     first = math.ceil(low / step)
     number_of_ticks = math.floor(high / step) - first + 1
     ticks = tuple((first + i) * step for i in range(max(number_of_ticks, 0)))
-    if compact:
-        labels = tuple(_compact(t) for t in ticks)
-    else:
-        labels = tuple(_plain(t, step) for t in ticks)
-    return Axis(low, high, False, ticks, labels)
+    labels = (_compact(t) if compact else _plain(t, step) for t in ticks)
+    return Axis(low, high, False, ticks, tuple(labels))
 
 
 def _log_axis(low: float, high: float, count: int) -> Axis:

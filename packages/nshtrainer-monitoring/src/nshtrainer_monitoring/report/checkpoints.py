@@ -135,9 +135,7 @@ def _without_links(found: list[Saved]) -> list[Saved]:
     ranked = [s for s in whole if s.value is not None and s.value == s.value]
     best = {id(_best([s for s in ranked if s.metric == m])) for m in {s.metric for s in ranked}}
     last = max(whole, key=lambda s: s.order, default=None)
-    return [
-        replace(s, links=("best",) * (id(s) in best) + ("last",) * (s is last)) for s in found
-    ]
+    return [replace(s, links=("best",) * (id(s) in best) + ("last",) * (s is last)) for s in found]
 
 
 def _best(found: list[Saved]) -> Saved:

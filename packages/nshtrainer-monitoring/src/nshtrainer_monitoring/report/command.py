@@ -23,9 +23,7 @@ __all__ = ["report"]
 _MOST = 8  # as many colours can be told apart
 
 
-def _here(
-    ctx: click.Context, param: click.Parameter, values: Sequence[str]
-) -> tuple[Path, ...]:
+def _here(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[Path, ...]:
     """Paths of this machine; what lies in a store has to be fetched first."""
     for value in values:
         if "://" in value:

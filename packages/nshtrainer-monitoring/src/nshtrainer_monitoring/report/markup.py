@@ -17,7 +17,9 @@ def esc(value: object) -> str:
     return html.escape(_NOT_TEXT.sub("\N{REPLACEMENT CHARACTER}", str(value)))
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Iterable[int] = ()) -> str:
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Iterable[int] = ()
+) -> str:
     """A table.
 
     Args:

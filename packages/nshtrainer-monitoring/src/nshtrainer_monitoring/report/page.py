@@ -70,9 +70,7 @@ def _frame(title: str, header: str, links: str, body: str) -> str:
     script = here.joinpath("page.js").read_text(encoding="utf-8")
     # Even if something of a run's text were taken for HTML, it could load and run nothing.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = (
-        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:"
-    )
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:"
     return f"""<!doctype html>
 <html lang="en">
 <head>

@@ -8,7 +8,7 @@ from typing import Final
 
 from nshtrainer.errors import NshTrainerError
 
-__all__ = ["LOGS", "NoRunError", "find_run", "newest_write", "nearest_logs"]
+__all__ = ["LOGS", "NoRunError", "find_run", "nearest_logs", "newest_write"]
 
 LOGS: Final = ("nshtrainer_logs", "lightning_logs")
 """Folders of runs, by which a project's folder is known."""

@@ -52,7 +52,11 @@ class Curve:
 
 
 def figure(
-    title: str, curves: Sequence[Curve], *, size: Size = LARGE, mark: tuple[float, str] | None = None
+    title: str,
+    curves: Sequence[Curve],
+    *,
+    size: Size = LARGE,
+    mark: tuple[float, str] | None = None,
 ) -> str:
     """A plot with title and legend.
 

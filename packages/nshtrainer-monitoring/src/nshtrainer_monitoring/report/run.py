@@ -126,7 +126,9 @@ def _record(root: Path, notes: list[str]) -> dict[str, Any]:
     try:
         data: Any = json.loads(path.read_bytes())
     except FileNotFoundError:
-        notes.append("there is no run.json: it was made by a plain Lightning trainer, or ended early")
+        notes.append(
+            "there is no run.json: it was made by a plain Lightning trainer, or ended early"
+        )
         return {}
     except (OSError, ValueError, RecursionError) as error:
         notes.append(f"run.json cannot be read: {type(error).__name__}")

@@ -140,9 +140,8 @@ def summary_table(run: RunData) -> str:
         return ""
     if len(rows) <= _SHOWN_VALUES:
         return f'<div class="card">{table(head, rows, numbers=columns)}</div>'
-    return (
-        f'<div class="card">{table(head, first, numbers=columns)}</div>'
-        + details("All metrics", table(head, rows, numbers=columns), note=str(len(rows)))
+    return f'<div class="card">{table(head, first, numbers=columns)}</div>' + details(
+        "All metrics", table(head, rows, numbers=columns), note=str(len(rows))
     )
 
 
@@ -217,12 +216,15 @@ def config_section(run: RunData) -> str:
         _card("Callbacks", _callback_table(run)),
         _card("Settings", _settings(run)),
         _card(
-            "Plugins", table(("distribution", "version"), _pairs(run.plugins)) if run.plugins else ""
+            "Plugins",
+            table(("distribution", "version"), _pairs(run.plugins)) if run.plugins else "",
         ),
     ]
     text = f'<div class="cards">{"".join(cards)}</div>' if any(cards) else ""
     if run.config:
-        whole = details("All of it", f"<pre>{esc(_as_yaml(run.config))}</pre>", note=run.config_source)
+        whole = details(
+            "All of it", f"<pre>{esc(_as_yaml(run.config))}</pre>", note=run.config_source
+        )
         text += whole
     return text
 
@@ -373,7 +375,10 @@ def _difference_table(titles: Sequence[str], found: Mapping[str, Sequence[str]])
     if not found:
         return '<p class="muted">no difference</p>'
     rows = [
-        (esc(name), *(f"<code>{esc(v)}</code>" if v else '<span class="muted">-</span>' for v in vs))
+        (
+            esc(name),
+            *(f"<code>{esc(v)}</code>" if v else '<span class="muted">-</span>' for v in vs),
+        )
         for name, vs in found.items()
     ]
     return table(("", *titles), rows)
