@@ -72,9 +72,10 @@ def report(
             f"another: nshtrainer report {paths[0]} --compare {' '.join(map(str, paths[1:]))}"
         )
     roots = _roots(paths[:1], [*compare, *paths[1:]])
-    from .run import read_run
+    from .run import read_run, tell_apart
 
     runs = [read_run(root) for root in roots]
+    tell_apart(runs)
     if terminal:
         from .terminal import draw
 

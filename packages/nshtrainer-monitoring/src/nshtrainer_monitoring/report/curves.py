@@ -66,7 +66,7 @@ def _compared(panel: Panel, runs: Sequence[RunData], size: Size) -> list[str]:
     for title, lines in plots:
         curves = [
             Curve(
-                f"{run.title} {line.label}" if len(lines) > 1 else run.title,
+                f"{run.label} {line.label}" if len(lines) > 1 else run.label,
                 run.metrics.series[line.metric],
                 index,
                 {"train": "dashed"}.get(line.stage, "") if len(lines) > 1 else "",

@@ -42,7 +42,7 @@ def page(runs: Sequence[RunData]) -> str:
             ("environment", "Environment", environment_section(run)),
         ]
     else:
-        head, title = head_of_comparison(runs), " / ".join(run.title for run in runs)
+        head, title = head_of_comparison(runs), " / ".join(run.label for run in runs)
         parts.insert(0, ("differences", "What differs", comparison_section(runs)))
     parts = [part for part in parts if part[2]]
     links = "".join(f'<a href="#{anchor}">{esc(name)}</a>' for anchor, name, _ in parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from .checkpoints import Saved, read_checkpoints
 from .metrics_file import Metrics, find_files, read_metrics
 from .places import newest_write
 
-__all__ = ["RunData", "read_run"]
+__all__ = ["RunData", "read_run", "tell_apart"]
 
 _QUIET_S: Final = 600.0
 """After this time without a write a run that says that it is running is doubted."""
@@ -39,6 +39,8 @@ class RunData:
     written: float
     """When a file was written last, in seconds since the epoch."""
     notes: list[str] = field(default_factory=list[str])
+    label: str = ""
+    """What to call it beside other runs; see `tell_apart`."""
 
     @property
     def id(self) -> str:
@@ -93,6 +95,16 @@ class RunData:
     def seconds(self) -> float | None:
         """For how long it was trained, as far as a checkpoint tells."""
         return max((s.seconds for s in self.checkpoints if s.seconds is not None), default=None)
+
+
+def tell_apart(runs: Sequence[RunData]) -> None:
+    """Label each run by its title, and by more where two have the same."""
+    titles = [run.title for run in runs]
+    longer = [
+        run.title if titles.count(run.title) == 1 else f"{run.title} {run.id}" for run in runs
+    ]
+    for run, label in zip(runs, longer, strict=True):
+        run.label = label if longer.count(label) == 1 else str(run.root)
 
 
 def read_run(root: Path) -> RunData:

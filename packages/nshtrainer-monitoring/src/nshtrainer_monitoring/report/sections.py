@@ -120,7 +120,7 @@ def best_of(run: RunData) -> tuple[float, float] | None:
 def notes_of(runs: Sequence[RunData]) -> str:
     """What is missing or damaged."""
     notes = [
-        f"<li>{esc(f'{run.title}: {note}' if len(runs) > 1 else note)}</li>"
+        f"<li>{esc(f'{run.label}: {note}' if len(runs) > 1 else note)}</li>"
         for run in runs
         for note in run.notes
     ]
@@ -335,7 +335,7 @@ def head_of_comparison(runs: Sequence[RunData]) -> str:
         name = f"{run.primary[0]} " if run.primary else ""
         rows.append(
             (
-                f'<span class="key k{index % 8}"><i></i>{esc(run.title)}</span>',
+                f'<span class="key k{index % 8}"><i></i>{esc(run.label)}</span>',
                 _badge(run),
                 "" if last is None else number(last + 1),
                 esc(_last(epochs)),
@@ -353,7 +353,7 @@ def head_of_comparison(runs: Sequence[RunData]) -> str:
 
 def comparison_section(runs: Sequence[RunData]) -> str:
     """What differs between the configurations, the plugins and the surroundings of *runs*."""
-    titles = [run.title for run in runs]
+    titles = [run.label for run in runs]
     config = differences([run.config for run in runs])
     plugins = differences([run.plugins for run in runs])
     around = differences([_without_moments(run.environment) for run in runs])

@@ -79,7 +79,7 @@ def draw(runs: Sequence[RunData], style: Style) -> str:
 
 
 def _label(run: RunData, label: str, count: int) -> str:
-    return f"{run.title} {label}" if count > 1 else label
+    return f"{run.label} {label}" if count > 1 else label
 
 
 def _head(run: RunData, style: Style, color: int | None) -> list[str]:
