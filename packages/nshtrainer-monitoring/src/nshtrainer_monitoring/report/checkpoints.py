@@ -67,12 +67,11 @@ def read_checkpoints(root: Path) -> list[Saved]:
                 links.setdefault(target, []).append(name)
             found += _in_folder(here, {*files, *sharded})
     linked = [replace(s, links=tuple(sorted(links.get(_real(s.path), ())))) for s in found]
-    marked = _without_links(linked) if not links else linked
-    return sorted(marked, key=lambda s: (s.order, str(s.path)), reverse=True)
+    return sorted(_marked(linked), key=lambda s: (s.order, str(s.path)), reverse=True)
 
 
 def _links(folder: Path, names: list[str]) -> Iterator[tuple[str, str]]:
-    """Name and target of what leads to a checkpoint: a link, or a file that names one."""
+    """Name and target of what leads to a checkpoint; beside a hard link or a copy lies a pointer."""
     for name in names:
         path = folder / name
         if name.endswith(_EXTENSION) and path.is_symlink():
@@ -87,14 +86,8 @@ def _in_folder(folder: Path, names: set[str]) -> Iterator[Saved]:
     stems = {n.removesuffix(SIDECAR) for n in names}
     for name in sorted(n for n in stems if n.endswith(_EXTENSION)):
         path = folder / name
-        if path.is_symlink() or _stands_for_folder(path, names):
-            continue
-        yield _look(path, has_metadata=name + SIDECAR in names)
-
-
-def _stands_for_folder(path: Path, names: set[str]) -> bool:
-    """Whether it is a hard link or a copy of what lies in the folder of its name."""
-    return path.name + SIDECAR not in names and path.with_suffix("").is_dir()
+        if not path.is_symlink() and name + _POINTER not in names:
+            yield _look(path, has_metadata=name + SIDECAR in names)
 
 
 def _look(path: Path, *, has_metadata: bool) -> Saved:
@@ -129,13 +122,26 @@ def _look(path: Path, *, has_metadata: bool) -> Saved:
     )
 
 
-def _without_links(found: list[Saved]) -> list[Saved]:
+def _marked(found: list[Saved]) -> list[Saved]:
     """Mark the best and the last by what the metadata tell, where the run made no links."""
     whole = [s for s in found if not s.state and s.step is not None]
-    ranked = [s for s in whole if s.value is not None and s.value == s.value]
-    best = {id(_best([s for s in ranked if s.metric == m])) for m in {s.metric for s in ranked}}
-    last = max(whole, key=lambda s: s.order, default=None)
-    return [replace(s, links=("best",) * (id(s) in best) + ("last",) * (s is last)) for s in found]
+    if not any(s.is_best for s in found):
+        ranked = [s for s in _of(whole, "best") if s.value is not None and s.value == s.value]
+        best = [_best([s for s in ranked if s.metric == m]) for m in {s.metric for s in ranked}]
+        found = [replace(s, links=(*s.links, "best")) if s in best else s for s in found]
+    if not any(s.is_last for s in found):
+        last = max(_of(whole, "last"), key=lambda s: s.order, default=None)
+        is_last = [last is not None and s.path == last.path for s in found]
+        found = [
+            replace(s, links=(*s.links, "last")) if yes else s
+            for s, yes in zip(found, is_last, strict=True)
+        ]
+    return found
+
+
+def _of(found: list[Saved], kind: str) -> list[Saved]:
+    """Those in folders of this kind, or all where there is no such folder."""
+    return [s for s in found if s.path.parent.name.startswith(kind)] or found
 
 
 def _best(found: list[Saved]) -> Saved:
