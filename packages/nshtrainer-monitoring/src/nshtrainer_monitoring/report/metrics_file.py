@@ -7,10 +7,11 @@ import math
 import os
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import Final
 
-from .series import Series
+from .series import POINTS_KEPT, Series
 
 __all__ = ["STEP", "Metrics", "find_files", "read_metrics"]
 
@@ -18,6 +19,8 @@ STEP: Final = "step"
 _FILE: Final = "metrics.csv"
 _POINTS: Final = 4_000_000
 """How many are kept at once, over all metrics of a file: 16 bytes each."""
+_CELLS: Final = 200_000
+"""How many are read before they are taken in."""
 _NOT_OURS: Final = ("checkpoint", "checkpoints", "wandb", "ema")
 
 
@@ -121,36 +124,106 @@ def _read_rows(header: list[str], rows: Iterator[list[str]], result: Metrics) ->
     at = header.index(STEP) if STEP in header else None
     if at is None and header:
         result.notes.append(f"there is no column {STEP!r}; rows are counted instead")
-    buckets = max(20, min(1000, _POINTS // (10 * max(len(header), 1))))
-    columns = [None if i == at else Series(n, buckets) for i, n in enumerate(header)]
-    greatest, went_back, bad = -math.inf, False, 0
-    for row in rows:
-        step = _number(row[at]) if at is not None and at < len(row) else float(result.rows)
-        if len(row) != len(header) or not math.isfinite(step):
-            bad += bool(row)
-            continue
-        result.rows += 1
-        went_back = went_back or step < greatest
-        greatest = max(greatest, step)
-        bad += _add(columns, row, step)
-    for name, series in zip(header, columns, strict=True):
-        if series is not None and series.xs:
-            result.series.setdefault(name, series)
-    if went_back:
-        result.notes.append("the steps go back, as when a run is resumed; the later rows count")
-    if bad:
-        result.notes.append(f"{bad} cells or rows are no numbers and are left out")
+    buckets = max(20, min(1000, _POINTS // (POINTS_KEPT * max(len(header), 1))))
+    columns = [Series(name, buckets) for name in header]
+    taken = _Taken(at, columns)
+    try:
+        for batch in _batches(rows, max(1, _CELLS // max(len(header), 1))):
+            taken.take(batch)
+    finally:
+        result.rows = taken.rows
+        for i, series in enumerate(columns):
+            if i != at and series.xs:
+                result.series.setdefault(series.name, series)
+        if taken.went_back:
+            result.notes.append("the steps go back, as when a run is resumed; the later rows count")
+        if taken.bad:
+            result.notes.append(f"{taken.bad} cells or rows are no numbers and are left out")
 
 
-def _add(columns: list[Series | None], row: list[str], step: float) -> int:
-    bad = 0
-    for series, cell in zip(columns, row, strict=True):
-        if cell and series is not None:
+def _batches(rows: Iterator[list[str]], size: int) -> Generator[list[list[str]]]:
+    """*rows* in lists of *size*; an error comes after the rows before it."""
+    batch: list[list[str]] = []
+    try:
+        for row in rows:
+            batch.append(row)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except csv.Error:
+        yield batch
+        raise
+    yield batch
+
+
+class _Taken:
+    """Takes rows into columns: many at once where their steps ascend, as they mostly do.
+
+    Args:
+        at: Index of the column of steps; None counts rows.
+        columns: One for each cell of a row.
+    """
+
+    def __init__(self, at: int | None, columns: list[Series]) -> None:
+        self._at, self._columns = at, columns
+        self._last = -math.inf
+        self.rows = self.bad = 0
+        self.went_back = False
+
+    def take(self, batch: list[list[str]]) -> None:
+        """Add whole rows."""
+        whole = [row for row in batch if len(row) == len(self._columns)]
+        self.bad += sum(1 for row in batch if row) - len(whole)
+        if self._at is None:
+            steps = [float(self.rows + i) for i in range(len(whole))]
+        else:
+            steps = [_number(row[self._at]) for row in whole]
+            good = [math.isfinite(step) for step in steps]
+            if not all(good):
+                whole, steps = [*compress(whole, good)], [*compress(steps, good)]
+                self.bad += good.count(False)
+        self.rows += len(whole)
+        for start, end in self._ascending(steps):
+            self._take(whole[start:end], steps[start:end])
+
+    def _ascending(self, steps: list[float]) -> Iterator[tuple[int, int]]:
+        """Stretches in which the steps do not go back."""
+        start, before = 0, self._last
+        for i, step in enumerate(steps):
+            if step < before:
+                self.went_back = True
+                yield start, i
+                start = i
+            before = step
+        if steps:
+            self._last = before
+            yield start, len(steps)
+
+    def _take(self, rows: list[list[str]], steps: list[float]) -> None:
+        for i, (series, cells) in enumerate(
+            zip(self._columns, zip(*rows, strict=True), strict=False)
+        ):
+            if i == self._at:
+                continue
+            xs: Sequence[float] = steps
+            if "" in cells:
+                xs, cells = [*compress(steps, cells)], tuple(filter(None, cells))  # noqa: PLW2901 -- the same without empty ones
             try:
-                series.add(step, float(cell))
+                ys = [*map(float, cells)]
             except ValueError:
-                bad += 1
-    return bad
+                values = [_number(cell) for cell in cells]
+                good = [y == y or _is_nan(c) for y, c in zip(values, cells, strict=True)]
+                self.bad += good.count(False)
+                xs, ys = [*compress(xs, good)], [*compress(values, good)]
+            if ys:
+                series.add_all(xs, ys)
+
+
+def _is_nan(text: str) -> bool:
+    try:
+        return math.isnan(float(text))
+    except ValueError:
+        return False
 
 
 def _number(text: str) -> float:

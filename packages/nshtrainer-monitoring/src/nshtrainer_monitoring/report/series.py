@@ -6,10 +6,14 @@ import math
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from typing import Final
 
-__all__ = ["Series", "thin"]
+__all__ = ["POINTS_KEPT", "Series", "thin"]
 
 Point = tuple[float, float]
+
+POINTS_KEPT: Final = 20
+"""For each bucket, at most, until they are thinned: more cost memory, fewer cost time."""
 
 
 class Series:
@@ -24,18 +28,22 @@ class Series:
     def __init__(self, name: str, buckets: int = 1000) -> None:
         self.name = name
         self._buckets = buckets
-        self._limit = 10 * buckets
+        self._limit = POINTS_KEPT * buckets
         self.xs, self.ys = array("d"), array("d")
         self.count = 0
         """How many points were added."""
 
     def add(self, x: float, y: float) -> None:
         """Add a point; one at an earlier step replaces all that came after it: the run was resumed."""
-        if self.xs and x < self.xs[-1]:
-            self.cut(x)
-        self.xs.append(x)
-        self.ys.append(y)
-        self.count += 1
+        self.add_all((x,), (y,))
+
+    def add_all(self, xs: Sequence[float], ys: Sequence[float]) -> None:
+        """Add points whose steps ascend, as `add` does one."""
+        if self.xs and xs and xs[0] < self.xs[-1]:
+            self.cut(xs[0])
+        self.xs.extend(xs)
+        self.ys.extend(ys)
+        self.count += len(xs)
         if len(self.xs) > self._limit:
             self.xs, self.ys = thin(self.xs, self.ys, self._buckets)
 
@@ -95,39 +103,33 @@ def thin(
     """
     if len(xs) <= 5 * buckets:
         return array("d", xs), array("d", ys)
-    width = (xs[-1] - xs[0]) / buckets or 1.0
     out_x, out_y = array("d"), array("d")
-    for start, end in _stretches(xs, width):
+    for start, end in _stretches(xs, buckets):
         for i in _worth_keeping(ys, start, end):
             out_x.append(xs[i])
             out_y.append(ys[i])
     return out_x, out_y
 
 
-def _stretches(xs: Sequence[float], width: float) -> Iterator[tuple[int, int]]:
-    start, bucket = 0, 0
-    for i, x in enumerate(xs):
-        mine = int((x - xs[0]) / width)
-        if mine != bucket:
-            if i > start:
-                yield start, i
-            start, bucket = i, mine
-    yield start, len(xs)
+def _stretches(xs: Sequence[float], buckets: int) -> Iterator[tuple[int, int]]:
+    width = (xs[-1] - xs[0]) / buckets
+    start = 0
+    for bucket in range(1, buckets + 1):
+        last = bucket == buckets
+        end = len(xs) if last else bisect_left(xs, xs[0] + bucket * width, start)
+        if end > start:
+            yield start, end
+            start = end
 
 
 def _worth_keeping(ys: Sequence[float], start: int, end: int) -> list[int]:
+    part = ys[start:end]
+    if math.isfinite(sum(part)):  # so is each of them, and what follows runs without a loop of ours
+        lowest, highest = part.index(min(part)), part.index(max(part))
+        return sorted({start, end - 1, start + lowest, start + highest})
+    finite = [i for i in range(start, end) if math.isfinite(ys[i])]
     kept = {start, end - 1}
-    low = high = bad = -1
-    for i in range(start, end):
-        y = ys[i]
-        if not math.isfinite(y):
-            if bad < 0:
-                bad = i
-        elif low < 0:
-            low = high = i
-        elif y < ys[low]:
-            low = i
-        elif y > ys[high]:
-            high = i
-    kept.update(i for i in (low, high, bad) if i >= 0)
+    if finite:
+        kept |= {min(finite, key=ys.__getitem__), max(finite, key=ys.__getitem__)}
+    kept.update([i for i in range(start, end) if not math.isfinite(ys[i])][:1])
     return sorted(kept)
