@@ -35,8 +35,10 @@ class Axis:
 
 def axis_of(values: Iterable[float], count: int = 5) -> Axis:
     """Return an axis for finite *values*, with about *count* ticks; a log scale where they span decades."""
-    found = [min(max(v, -_LARGEST), _LARGEST) for v in values if math.isfinite(v)]
-    low, high = min(found, default=0.0), max(found, default=1.0)
+    found = [v for v in values if math.isfinite(v)]
+    low, high = (
+        min(max(v, -_LARGEST), _LARGEST) for v in (min(found, default=0.0), max(found, default=1.0))
+    )
     if low > 0 and high / low >= 10**_DECADES:
         return _log_axis(low, high, count)
     if high - low <= max(1e-12 * max(abs(low), abs(high)), 1e-290):  # equal, as far as labels tell

@@ -68,7 +68,7 @@ def figure(
     """
     xs = [x for c in curves for x in (c.series.xs[0], c.series.xs[-1])]
     across = steps_axis(min(xs), max(xs), size.ticks + 1)
-    up = axis_of((y for c in curves for y in c.series.ys), size.ticks)
+    up = axis_of((y for c in curves for y in c.series.range), size.ticks)
     width, height = size.inner
     body = [
         _grid(across, up, size),

@@ -32,6 +32,7 @@ class Series:
         self.xs, self.ys = array("d"), array("d")
         self.count = 0
         """How many points were added."""
+        self._finite: list[Point] | None = None
 
     def add(self, x: float, y: float) -> None:
         """Add a point; one at an earlier step replaces all that came after it: the run was resumed."""
@@ -41,6 +42,7 @@ class Series:
         """Add points whose steps ascend, as `add` does one."""
         if self.xs and xs and xs[0] < self.xs[-1]:
             self.cut(xs[0])
+        self._finite = None
         self.xs.extend(xs)
         self.ys.extend(ys)
         self.count += len(xs)
@@ -49,6 +51,7 @@ class Series:
 
     def cut(self, x: float) -> None:
         """Drop the points from *x* on."""
+        self._finite = None
         at = bisect_left(self.xs, x)
         self.count -= len(self.xs) - at
         del self.xs[at:], self.ys[at:]
@@ -58,14 +61,21 @@ class Series:
         if not other.xs:
             return
         self.cut(other.xs[0])
-        self.count += other.count
-        self.xs.extend(other.xs)
-        self.ys.extend(other.ys)
+        self.add_all(other.xs, other.ys)
+        self.count += other.count - len(other.xs)
 
     @property
     def finite(self) -> list[Point]:
         """The points that are numbers."""
-        return [p for p in zip(self.xs, self.ys, strict=True) if math.isfinite(p[1])]
+        if self._finite is None:
+            both = zip(self.xs, self.ys, strict=True)
+            self._finite = [point for point in both if math.isfinite(point[1])]
+        return self._finite
+
+    @property
+    def range(self) -> list[float]:
+        """The least and the greatest finite value, if there are any."""
+        return [point[1] for point in (self.lowest, self.highest) if point is not None]
 
     @property
     def last(self) -> Point | None:

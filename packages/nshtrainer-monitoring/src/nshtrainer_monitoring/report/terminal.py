@@ -103,7 +103,7 @@ def _head(run: RunData, style: Style, color: int | None) -> list[str]:
 def _plot(panel: Panel, curves: Sequence[tuple[str, Series]], style: Style) -> list[str]:
     """Title with legend, the plot, and the steps below it."""
     width = max(20, style.width - _LEFT - 2)
-    up = axis_of((y for _, s in curves for y in s.ys), 4)
+    up = axis_of((y for _, s in curves for y in s.range), 4)
     across = steps_axis(
         min(s.xs[0] for _, s in curves), max(s.xs[-1] for _, s in curves), max(2, width // 14)
     )
