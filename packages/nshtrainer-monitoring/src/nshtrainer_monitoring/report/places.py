@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Final
 
 from nshtrainer.errors import NshTrainerError
+from nshtrainer.sidecar import SIDECAR
 
 __all__ = ["LOGS", "NoRunError", "find_run", "nearest_logs", "newest_write"]
 
 LOGS: Final = ("nshtrainer_logs", "lightning_logs")
 """Folders of runs, by which a project's folder is known."""
 
-_SIGNS: Final = ("run.json", "metrics.csv", os.path.join("log", "csv"), "checkpoint")
+_SIGNS: Final = ("run.json", "metrics.csv", os.path.join("log", "csv"))
 _HELP: Final = (
     "give the folder of a run (nshtrainer_logs/<run id>, or lightning_logs/version_<n>), or a folder "
     "that holds runs"
@@ -65,7 +66,12 @@ def newest_write(run: Path) -> float:
     written there.
     """
     signs = [run / name for name in _SIGNS]
-    paths = [*signs, *run.glob("checkpoint/*"), *run.glob("log/csv/**/metrics.csv")]
+    paths = [
+        *signs,
+        run / "checkpoint",
+        *run.glob("checkpoint/*"),
+        *run.glob("log/csv/**/metrics.csv"),
+    ]
     return max(map(_time, paths))
 
 
@@ -77,7 +83,9 @@ def _runs_in(folder: Path) -> list[Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    return any((folder / sign).exists() for sign in _SIGNS)
+    if any((folder / sign).exists() for sign in _SIGNS):
+        return True
+    return any(True for _ in folder.glob(f"checkpoint/*/*{SIDECAR}"))
 
 
 def _time(path: Path) -> float:
