@@ -135,7 +135,7 @@ def test_a_run_becomes_one_page_that_loads_nothing(train):
     raw = (root / "report.html").read_text(encoding="utf-8")
     assert "url(" not in raw
     assert "@import" not in raw
-    assert "http" not in re.sub(r"http-equiv|http://www\.w3\.org/2000/svg", "", raw)
+    assert "://" not in raw.replace("http://www.w3.org/2000/svg", "")
     assert page.count["script"] == 1
 
 
@@ -146,11 +146,13 @@ def test_values_on_the_page_are_those_that_were_logged(train):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
             pl_module.log("known", float([5, 3, 8, math.nan, 4, 6][batch_idx]))
 
-    page = page_of(train("one", Known(), max_epochs=1))
+    root = train("one", Known(), max_epochs=1)
+    page_of(root)
 
-    row = re.search(r"known(\d.*?)1", page.text)
-    assert row is not None
-    assert "known63285611" in page.text.replace(" ", "").replace("\n", "")
+    text = (root / "report.html").read_text(encoding="utf-8")
+    row = re.search(r"<tr><td>known</td>(.*?)</tr>", text)[1]
+    # last, least and its step, greatest and its step, values, not finite
+    assert re.findall(r">([^<>]+)<", row) == ["6", "3", "1", "8", "2", "6", "1"]
 
 
 def test_a_run_is_reported_while_it_goes_on(train):
@@ -172,6 +174,7 @@ def test_a_run_is_reported_while_it_goes_on(train):
     assert "train" in page.curves
 
 
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint")
 def test_a_resumed_run_shows_each_step_once(train, net, tmp_path, save_at):
     """Stopped in the middle and resumed from an earlier checkpoint: one ascending curve, no step lost."""
     saved = tmp_path / "at8.ckpt"
@@ -303,7 +306,7 @@ def test_hundreds_of_metrics_are_folded_and_the_page_stays_small(train):
 
     assert page.count["details"] >= 1
     assert len(page.curves) == 300
-    assert (root / "report.html").stat().st_size < 3_000_000 * 2
+    assert (root / "report.html").stat().st_size < 6_000_000
 
 
 # ---- which run ---------------------------------------------------------------------------------

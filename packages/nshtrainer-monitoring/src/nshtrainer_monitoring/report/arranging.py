@@ -126,9 +126,11 @@ def _place(name: str) -> tuple[str, str, Line]:
         part = _RATE_PART.search(base)
         return "rates", part[1].replace("_", " ") if part else "learning rate", Line(name, base)
     if _SKIPS.fullmatch(base):
-        return "skips", base.rpartition("_")[2], Line(name, base)
+        return "skips", base.removeprefix("grad_").replace("_", " "), Line(name, base)
     if _TIMES.fullmatch(base):
-        return "times", _time_title(base), Line(name, name)
+        short = base.removesuffix("_s").removesuffix("_time").removeprefix("time/")
+        of_stage = f"{stage} {short}".strip() if "epoch" in base else short
+        return "times", _time_title(base), Line(name, of_stage)
     if stage in ("train", "") and (found := _NORMS.fullmatch(base)):
         return _place_norm(name, base, found)
     if stage == "" and "/" in base:

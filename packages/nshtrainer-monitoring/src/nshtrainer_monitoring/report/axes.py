@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["Axis", "axis_of", "number", "steps_axis"]
+__all__ = ["DECADES", "Axis", "axis_of", "number", "steps_axis"]
 
-_DECADES: Final = 3
+DECADES: Final = 3
 """Positive values that span so many are shown on a log scale."""
 _LARGEST: Final = 1e300  # beyond it differences overflow
 
@@ -33,13 +33,19 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
 
-def axis_of(values: Iterable[float], count: int = 5) -> Axis:
-    """Return an axis for finite *values*, with about *count* ticks; a log scale where they span decades."""
+def axis_of(values: Iterable[float], count: int = 5, decades: float = DECADES) -> Axis:
+    """Return an axis for finite *values*, with about *count* ticks.
+
+    Args:
+        values: What it has to hold.
+        count: Of ticks, about.
+        decades: Positive values that span so many are shown on a log scale.
+    """
     found = [v for v in values if math.isfinite(v)]
     low, high = (
         min(max(v, -_LARGEST), _LARGEST) for v in (min(found, default=0.0), max(found, default=1.0))
     )
-    if low > 0 and high / low >= 10**_DECADES:
+    if low > 0 and high / low >= 10**decades:
         return _log_axis(low, high, count)
     if high - low <= max(1e-12 * max(abs(low), abs(high)), 1e-290):  # equal, as far as labels tell
         margin = abs(low) * 0.1 if abs(low) > 1e-290 else 1.0
@@ -64,7 +70,7 @@ def _linear_axis(
     first = math.ceil(low / step)
     number_of_ticks = math.floor(high / step) - first + 1
     ticks = tuple((first + i) * step for i in range(max(number_of_ticks, 0)))
-    labels = (_compact(t) if compact else _plain(t, step) for t in ticks)
+    labels = map(_compact, ticks) if compact else _plain(ticks, step)
     return Axis(low, high, False, ticks, tuple(labels))
 
 
@@ -91,18 +97,23 @@ def _nice(step: float) -> float:
     return next(m * scale for m in (1, 2, 5, 10) if m * scale >= step * (1 - 1e-9))
 
 
-def _plain(value: float, step: float) -> str:
-    """*value* with as many digits as the distance of ticks asks for."""
-    size = max(abs(value), step)
-    if size >= 1e5 or size < 1e-3:
-        digits = max(0, round(math.log10(size)) - math.floor(math.log10(step)))
-        text = f"{value:.{min(digits, 13)}e}" if value else "0"
-        mantissa, _, exponent = text.partition("e")
-        if "." in mantissa:
-            mantissa = mantissa.rstrip("0").rstrip(".")
-        return f"{mantissa}e{int(exponent)}" if exponent else text
-    digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    return f"{value:.{digits}f}"
+def _plain(ticks: Sequence[float], step: float) -> list[str]:
+    """*ticks* in one form, with as many digits as their distance asks for."""
+    size = max([abs(t) for t in ticks] + [step])
+    if 1e-2 <= size < 1e5:
+        digits = max(0, -math.floor(math.log10(step) + 1e-9))
+        return [f"{t:.{digits}f}" for t in ticks]
+    return [_scientific(t, step) for t in ticks]
+
+
+def _scientific(value: float, step: float) -> str:
+    if abs(value) < step / 2:
+        return "0"
+    digits = round(math.log10(abs(value))) - math.floor(math.log10(step))
+    mantissa, _, exponent = f"{value:.{min(max(digits, 0), 13)}e}".partition("e")
+    if "." in mantissa:
+        mantissa = mantissa.rstrip("0").rstrip(".")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def _compact(value: float) -> str:

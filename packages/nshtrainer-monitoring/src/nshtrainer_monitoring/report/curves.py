@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from .arranging import Line, Panel
-from .axes import number
+from .axes import DECADES, number
 from .markup import details
 from .plot import LARGE, SMALL, Curve, Size, figure
 from .run import RunData
@@ -54,7 +54,7 @@ def _drawn(
         for line, color in zip(panel.lines, colors, strict=True)
     ]
     mark = _best(run, panel) if mark_best else None
-    return [figure(panel.title, curves, size=size, mark=mark)]
+    return [figure(panel.title, curves, size=size, mark=mark, decades=_decades(panel))]
 
 
 def _compared(panel: Panel, runs: Sequence[RunData], size: Size) -> list[str]:
@@ -77,8 +77,14 @@ def _compared(panel: Panel, runs: Sequence[RunData], size: Size) -> list[str]:
         ]
         if len(lines) == 1 and lines[0].stage:
             title = lines[0].metric  # noqa: PLW2901 -- only here the plot's name says too little
-        shown.append(figure(title, curves, size=size))
+        shown.append(figure(title, curves, size=size, decades=_decades(panel)))
     return shown
+
+
+def _decades(panel: Panel) -> float:
+    """Norms have spikes, beside which all else would lie on the floor of a linear scale."""
+    is_norm = all("norm" in line.metric for line in panel.lines)
+    return 2 if is_norm else DECADES
 
 
 def _colors(lines: Sequence[Line]) -> list[int]:

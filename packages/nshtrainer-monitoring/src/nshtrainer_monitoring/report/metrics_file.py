@@ -19,7 +19,7 @@ STEP: Final = "step"
 _FILE: Final = "metrics.csv"
 _POINTS: Final = 4_000_000
 """How many are kept at once, over all metrics of a file: 16 bytes each."""
-_CELLS: Final = 200_000
+_CELLS: Final = 20_000
 """How many are read before they are taken in."""
 _NOT_OURS: Final = ("checkpoint", "checkpoints", "wandb", "ema")
 

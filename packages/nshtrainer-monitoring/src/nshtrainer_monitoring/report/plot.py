@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from .axes import Axis, axis_of, number, steps_axis
+from .axes import DECADES, Axis, axis_of, number, steps_axis
 from .markup import esc
 from .series import Series, thin
 
@@ -57,6 +57,7 @@ def figure(
     *,
     size: Size = LARGE,
     mark: tuple[float, str] | None = None,
+    decades: float = DECADES,
 ) -> str:
     """A plot with title and legend.
 
@@ -65,10 +66,11 @@ def figure(
         curves: At least one.
         size: Of the plot.
         mark: A step, and what happened at it.
+        decades: From how many on the scale is logarithmic.
     """
     xs = [x for c in curves for x in (c.series.xs[0], c.series.xs[-1])]
     across = steps_axis(min(xs), max(xs), size.ticks + 1)
-    up = axis_of((y for c in curves for y in c.series.range), size.ticks)
+    up = axis_of((y for c in curves for y in c.series.range), size.ticks, decades)
     width, height = size.inner
     body = [
         _grid(across, up, size),
