@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from nshtrainer import Trainer, TrainerConfig
 from nshtrainer.cli.app import app
+from nshtrainer_monitoring.report.run import read_run
 
 EVIL = "<script>alert('x')</script>&\"'"
 VOID = {"meta", "link", "br", "path", "rect"}
@@ -174,23 +175,23 @@ def test_a_run_is_reported_while_it_goes_on(train):
     assert "train" in page.curves
 
 
-@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint")
-def test_a_resumed_run_shows_each_step_once(train, net, tmp_path, save_at):
-    """Stopped in the middle and resumed from an earlier checkpoint: one ascending curve, no step lost."""
-    saved = tmp_path / "at8.ckpt"
+def test_a_resumed_run_shows_each_step_once(train, tmp_path):
+    """Killed in the second epoch and resumed from the end of the first: one ascending curve, no step lost."""
+    saved = tmp_path / "saved.ckpt"
 
     class Stop(Callback):
+        def on_train_epoch_end(self, trainer, pl_module) -> None:
+            trainer.save_checkpoint(saved)
+
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-            if trainer.global_step == 14:
+            if trainer.global_step == 9:
                 raise RuntimeError("power failure")
 
     with pytest.raises(RuntimeError, match="power failure"):
-        train("one", save_at(8, saved), Stop())
+        train("one", Stop())
     stopped = page_of(tmp_path / "nshtrainer_logs" / "one")
     root = train("one", ckpt_path=str(saved))
     page = page_of(root)
-
-    from nshtrainer_monitoring.report.run import read_run
 
     assert "stopped by RuntimeError" in stopped.text
     assert "finished" in page.text

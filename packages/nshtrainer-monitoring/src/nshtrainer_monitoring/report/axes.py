@@ -51,7 +51,7 @@ def axis_of(values: Iterable[float], count: int = 5, decades: float = DECADES) -
         margin = abs(low) * 0.1 if abs(low) > 1e-290 else 1.0
     else:
         margin = (high - low) * 0.04
-    bottom = 0.0 if low >= 0 > low - margin and low != high else low - margin
+    bottom = 0.0 if low >= 0 > low - margin else low - margin
     return _linear_axis(bottom, high + margin, count)
 
 

@@ -54,7 +54,11 @@ def _drawn(
         for line, color in zip(panel.lines, colors, strict=True)
     ]
     mark = _best(run, panel) if mark_best else None
-    return [figure(panel.title, curves, size=size, mark=mark, decades=_decades(panel))]
+    return [
+        figure(
+            panel.title, curves, size=size, mark=mark, decades=_decades(panel), steps=_steps(runs)
+        )
+    ]
 
 
 def _compared(panel: Panel, runs: Sequence[RunData], size: Size) -> list[str]:
@@ -77,8 +81,14 @@ def _compared(panel: Panel, runs: Sequence[RunData], size: Size) -> list[str]:
         ]
         if len(lines) == 1 and lines[0].stage:
             title = lines[0].metric  # noqa: PLW2901 -- only here the plot's name says too little
-        shown.append(figure(title, curves, size=size, decades=_decades(panel)))
+        shown.append(figure(title, curves, size=size, decades=_decades(panel), steps=_steps(runs)))
     return shown
+
+
+def _steps(runs: Sequence[RunData]) -> tuple[float, float]:
+    """The steps of all plots of a page: what happened at one time stands at one place."""
+    series = [s for run in runs for s in run.metrics.series.values()]
+    return min(s.xs[0] for s in series), max(s.xs[-1] for s in series)
 
 
 def _decades(panel: Panel) -> float:
@@ -101,5 +111,6 @@ def _best(run: RunData, panel: Panel) -> tuple[float, str] | None:
     names = {line.metric for line in panel.lines}
     for saved in run.checkpoints:
         if saved.is_best and saved.metric in names and saved.step is not None:
-            return float(saved.step), f"best {number(saved.value)}"
+            # It counts the steps that were done; the loggers begin with step 0.
+            return float(saved.step - 1), f"best {number(saved.value)}"
     return None

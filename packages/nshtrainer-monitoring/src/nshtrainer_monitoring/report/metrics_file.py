@@ -87,7 +87,7 @@ def _read(path: Path) -> Metrics:
     lines = _Lines(path)
     rows = csv.reader(lines)
     try:
-        header = next(rows, [])
+        header = next(rows, list[str]())
         _read_rows(header, rows, result)
     except csv.Error as error:
         result.notes.append(f"line {rows.line_num} is no CSV ({error}); what follows is left out")
@@ -200,34 +200,31 @@ class _Taken:
             yield start, len(steps)
 
     def _take(self, rows: list[list[str]], steps: list[float]) -> None:
-        for i, (series, cells) in enumerate(
-            zip(self._columns, zip(*rows, strict=True), strict=False)
-        ):
-            if i == self._at:
-                continue
-            xs: Sequence[float] = steps
-            if "" in cells:
-                xs, cells = [*compress(steps, cells)], tuple(filter(None, cells))  # noqa: PLW2901 -- the same without empty ones
-            try:
-                ys = [*map(float, cells)]
-            except ValueError:
-                values = [_number(cell) for cell in cells]
-                good = [y == y or _is_nan(c) for y, c in zip(values, cells, strict=True)]
-                self.bad += good.count(False)
-                xs, ys = [*compress(xs, good)], [*compress(values, good)]
-            if ys:
-                series.add_all(xs, ys)
+        turned: Iterator[tuple[str, ...]] = zip(*rows, strict=True)
+        for i, (series, cells) in enumerate(zip(self._columns, turned, strict=False)):
+            if i != self._at:
+                self._take_column(series, cells, steps)
+
+    def _take_column(self, series: Series, cells: Sequence[str], steps: Sequence[float]) -> None:
+        if "" in cells:  # not logged at this step
+            steps, cells = [*compress(steps, cells)], [cell for cell in cells if cell]
+        try:
+            values = [*map(float, cells)]
+        except ValueError:
+            good = [_is_number(cell) for cell in cells]
+            self.bad += good.count(False)
+            steps, values = [*compress(steps, good)], [*map(float, compress(cells, good))]
+        if values:
+            series.add_all(steps, values)
 
 
-def _is_nan(text: str) -> bool:
+def _is_number(text: str) -> bool:
     try:
-        return math.isnan(float(text))
+        float(text)
     except ValueError:
         return False
+    return True
 
 
 def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+    return float(text) if _is_number(text) else math.nan

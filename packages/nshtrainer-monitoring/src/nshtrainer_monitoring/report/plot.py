@@ -58,6 +58,7 @@ def figure(
     size: Size = LARGE,
     mark: tuple[float, str] | None = None,
     decades: float = DECADES,
+    steps: tuple[float, float] | None = None,
 ) -> str:
     """A plot with title and legend.
 
@@ -67,8 +68,9 @@ def figure(
         size: Of the plot.
         mark: A step, and what happened at it.
         decades: From how many on the scale is logarithmic.
+        steps: The first and the last to be shown; None takes those of the curves.
     """
-    xs = [x for c in curves for x in (c.series.xs[0], c.series.xs[-1])]
+    xs = steps or [x for c in curves for x in (c.series.xs[0], c.series.xs[-1])]
     across = steps_axis(min(xs), max(xs), size.ticks + 1)
     up = axis_of((y for c in curves for y in c.series.range), size.ticks, decades)
     width, height = size.inner

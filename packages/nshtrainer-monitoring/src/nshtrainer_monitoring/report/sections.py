@@ -9,13 +9,14 @@ from datetime import datetime
 from typing import Any, cast
 
 from nshtrainer.config_files import dump_yaml
+from nshtrainer.trainer.config import TrainerConfig
 
 from .axes import number
 from .checkpoints import Saved
 from .markup import details, esc, facts, table
 from .run import RunData
 from .series import Series
-from .settings import callbacks_of, differences, flat, value_text
+from .settings import callbacks_of, changed, differences, flat, is_slot, value_text
 
 __all__ = [
     "best_of",
@@ -212,20 +213,14 @@ def _below(run: RunData, saved: Saved) -> str:
 
 def config_section(run: RunData) -> str:
     """Callbacks with their options, what else was set, plugins, and all of it as it was recorded."""
-    cards = [
-        _card("Callbacks", _callback_table(run)),
-        _card("Settings", _settings(run)),
-        _card(
-            "Plugins",
-            table(("distribution", "version"), _pairs(run.plugins)) if run.plugins else "",
-        ),
-    ]
-    text = f'<div class="cards">{"".join(cards)}</div>' if any(cards) else ""
+    plugins = table(("distribution", "version"), _pairs(run.plugins)) if run.plugins else ""
+    left = _card("Callbacks", _callback_table(run))
+    right = _card("Settings", _settings(run)) + _card("Plugins", plugins)
+    columns = [f"<div>{column}</div>" for column in (left, right) if column]
+    text = f'<div class="cards">{"".join(columns)}</div>' if columns else ""
     if run.config:
-        whole = details(
-            "All of it", f"<pre>{esc(_as_yaml(run.config))}</pre>", note=run.config_source
-        )
-        text += whole
+        whole = f"<pre>{esc(_as_yaml(run.config))}</pre>"
+        text += details("All of it", whole, note=run.config_source)
     return text
 
 
@@ -238,8 +233,11 @@ def _callback_table(run: RunData) -> str:
         (
             f"{esc(name)}{f'<br><span class=muted>{esc(slot)}</span>' if slot and slot != name else ''}",
             " ".join(
-                f"<code>{esc(k)}={esc(value_text(v, 80))}</code>" for k, v in flat(options).items()
-            ),
+                f"<code>{esc(k)}={esc(value_text(v, 80))}</code>"
+                for k, v in flat(options).items()
+                if v is not None
+            )
+            or '<span class="muted">defaults</span>',
         )
         for slot, name, options in callbacks_of(run.config)
     ]
@@ -251,19 +249,17 @@ def _callback_table(run: RunData) -> str:
 def _settings(run: RunData) -> str:
     """What was set on the trainer, apart from callbacks and loggers."""
     shown: list[tuple[str, str]] = []
-    for name, value in run.config.items():
-        is_slot = isinstance(value, Mapping) and "enabled" in value
-        if is_slot or name in ("callbacks", "id") or value in (None, "", [], {}, False):
+    for name, value in changed(run.config, TrainerConfig).items():
+        if is_slot(value) or name in ("callbacks", "id"):
             continue
         if name == "loggers" and isinstance(value, list):
-            items = cast("list[Any]", value)
-            names = [str(_name(i)) for i in items]
+            names = [str(_name(item)) for item in cast("list[Any]", value)]
             shown.append((name, esc(", ".join(names))))
             continue
         shown += [
             (dotted, f"<code>{esc(value_text(v, 120))}</code>")
             for dotted, v in flat({name: value}).items()
-            if v not in (None, [], {})
+            if v not in (None, "", [], {})
         ]
     return facts(shown)
 

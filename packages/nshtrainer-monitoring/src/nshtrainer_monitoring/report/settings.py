@@ -6,9 +6,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
-__all__ = ["callbacks_of", "differences", "flat", "value_text"]
+from pydantic import BaseModel
 
-_SHARED = ("name", "enabled", "priority")
+from nshtrainer.callbacks.base import callback_registry
+from nshtrainer.errors import NshTrainerError
+
+__all__ = ["callbacks_of", "changed", "differences", "flat", "is_slot", "value_text"]
+
+_SHARED = ("name", "metadata", "added_by")
 _OF_A_RUN = ("id",)
 """What differs between any two runs."""
 
@@ -24,19 +29,20 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flatten(name: str, value: Any, result: dict[str, Any], depth: int) -> None:
-    if depth < 40 and isinstance(value, Mapping) and value:
+    if depth < 40 and isinstance(value, Mapping) and (value or not name):
         for key, item in cast("Mapping[Any, Any]", value).items():
             _flatten(f"{name}.{key}" if name else str(key), item, result, depth + 1)
-    elif isinstance(value, list) and (keys := _names(cast("list[Any]", value))):
+    elif keys := _names(value):
         for key, item in zip(keys, cast("list[Any]", value), strict=True):
             _flatten(f"{name}[{key}]", item, result, depth + 1)
     else:
         result[name] = value
 
 
-def _names(items: Sequence[Any]) -> list[str]:
-    """The names of mappings in a list, made different from each other; empty if they are none."""
-    if not items or not all(isinstance(item, Mapping) for item in items):
+def _names(value: Any) -> list[str]:
+    """The names of mappings in a list, made different from each other; empty if it is no such list."""
+    items = cast("list[Any]", value) if isinstance(value, list) else []
+    if not all(isinstance(item, Mapping) for item in items):
         return []
     names: list[str] = []
     for item in cast("Sequence[Mapping[str, Any]]", items):
@@ -49,22 +55,65 @@ def _names(items: Sequence[Any]) -> list[str]:
 
 
 def callbacks_of(config: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """The callbacks: the slot or "", the name, and the options that are set."""
+    """The callbacks: the slot or "", the name, and the options that are not the defaults.
+
+    What is in the list of another one, such as the checkpoints of `checkpoint_saving`, follows it.
+    """
     for slot, value in config.items():
-        if isinstance(value, Mapping) and "enabled" in value and "name" in value:
-            yield slot, str(value["name"]), _options(cast("Mapping[str, Any]", value))
+        if is_slot(value):
+            yield from _callback(slot, cast("Mapping[str, Any]", value))
     listed = config.get("callbacks")
     for item in cast("list[Any]", listed) if isinstance(listed, list) else []:
         if isinstance(item, Mapping):
-            found = cast("Mapping[str, Any]", item)
-            yield "", str(found.get("name", "")), _options(found)
+            yield from _callback("", cast("Mapping[str, Any]", item))
         else:
             yield "", str(item), {}
 
 
-def _options(config: Mapping[str, Any]) -> dict[str, Any]:
-    off = {} if config.get("enabled", True) else {"enabled": False}
-    return {**off, **{k: v for k, v in config.items() if k not in _SHARED and v is not None}}
+def is_slot(value: Any) -> bool:
+    """Whether *value* is the configuration of a callback."""
+    return (
+        isinstance(value, Mapping)
+        and "name" in value
+        and ("metadata" in value or "enabled" in value)
+    )
+
+
+def _callback(slot: str, config: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    name = str(config.get("name", ""))
+    options = {k: v for k, v in changed(config, _class_of(name)).items() if k not in _SHARED}
+    inner = [k for k, v in options.items() if all(map(is_slot, _items(v))) and _items(v)]
+    yield slot, name, {k: v for k, v in options.items() if k not in inner}
+    for key in inner:
+        for item in _items(options[key]):
+            yield from _callback(slot, item)
+
+
+def _items(value: Any) -> list[Any]:
+    return cast("list[Any]", value) if isinstance(value, list) else []
+
+
+def changed(config: Mapping[str, Any], cls: type[BaseModel] | None) -> dict[str, Any]:
+    """What of *config* is not the default of its class, or not None where that is not known."""
+    fields = {} if cls is None else cls.model_fields
+    defaults = {
+        name: field.get_default(call_default_factory=True, validated_data={})
+        for name, field in fields.items()
+    }
+    return {
+        name: value
+        for name, value in config.items()
+        if value is not None
+        and (name not in defaults or value_text(value) != value_text(defaults[name]))
+    }
+
+
+def _class_of(name: str) -> type[BaseModel] | None:
+    try:
+        found = callback_registry.resolve(name)
+    except NshTrainerError:  # a broken plugin, where these are errors
+        return None
+    return found if isinstance(found, type) else None
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
