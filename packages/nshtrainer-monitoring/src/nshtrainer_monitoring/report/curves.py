@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from .arranging import Line, Panel
 from .axes import DECADES, number
 from .markup import details
-from .plot import LARGE, SMALL, Curve, Size, figure
+from .plot import LARGE, SMALL, Curve, Mark, Size, figure
 from .run import RunData
 
 __all__ = ["figures", "folded"]
@@ -107,10 +107,10 @@ def _colors(lines: Sequence[Line]) -> list[int]:
     return taken
 
 
-def _best(run: RunData, panel: Panel) -> tuple[float, str] | None:
+def _best(run: RunData, panel: Panel) -> Mark | None:
     names = {line.metric for line in panel.lines}
     for saved in run.checkpoints:
         if saved.is_best and saved.metric in names and saved.step is not None:
             # It counts the steps that were done; the loggers begin with step 0.
-            return float(saved.step - 1), f"best {number(saved.value)}"
+            return Mark(saved.step - 1, f"best {number(saved.value)}", saved.mode == "max")
     return None

@@ -77,7 +77,7 @@
       const flips = place > area.width / 2;
       tip.style.left = flips ? "auto" : `${place + 14}px`;
       tip.style.right = flips ? `${area.width - place + 14}px` : "auto";
-      tip.style.top = `${svg.offsetTop + top / scale + 6}px`;
+      tip.style.top = `${box.top - area.top + top / scale + 6}px`;
     });
   }
 

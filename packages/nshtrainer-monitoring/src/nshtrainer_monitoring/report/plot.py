@@ -11,11 +11,13 @@ from .axes import DECADES, Axis, axis_of, number, steps_axis
 from .markup import esc
 from .series import Series, thin
 
-__all__ = ["LARGE", "SMALL", "Curve", "Size", "figure"]
+__all__ = ["LARGE", "SMALL", "Curve", "Mark", "Size", "figure"]
 
 _DOTS: Final = 40
 """A curve of no more points shows each of them."""
 _MARKS: Final = 200
+_DENSE: Final = 8
+"""A curve that goes up and down the whole plot more often is drawn with a finer line."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,16 @@ SMALL: Final = Size(360, 150, 52, 22, "plot small", 3)
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A step at which something happened."""
+
+    step: float
+    label: str
+    at_bottom: bool
+    """Where the curve leaves room for the label."""
+
+
+@dataclass(frozen=True)
 class Curve:
     """One line of a plot."""
 
@@ -56,7 +68,7 @@ def figure(
     curves: Sequence[Curve],
     *,
     size: Size = LARGE,
-    mark: tuple[float, str] | None = None,
+    mark: Mark | None = None,
     decades: float = DECADES,
     steps: tuple[float, float] | None = None,
 ) -> str:
@@ -66,7 +78,7 @@ def figure(
         title: What is shown.
         curves: At least one.
         size: Of the plot.
-        mark: A step, and what happened at it.
+        mark: What is shown beside the curves.
         decades: From how many on the scale is logarithmic.
         steps: The first and the last to be shown; None takes those of the curves.
     """
@@ -118,11 +130,15 @@ def _curve(curve: Curve, across: Axis, up: Axis, size: Size) -> str:
     path: list[str] = []
     alone: list[str] = []
     pen_up, points = True, 0
+    height_before, travel = 0.0, 0.0
     for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
         if not math.isfinite(y):
             pen_up = True
             continue
-        at = f"{_short(size.left + width * across.at(x))} {_short(10 + height * (1 - up.at(y)))}"
+        place = up.at(y)
+        travel += abs(place - height_before)
+        height_before = place
+        at = f"{_short(size.left + width * across.at(x))} {_short(10 + height * (1 - place))}"
         is_alone = pen_up and (i + 1 == len(ys) or not math.isfinite(ys[i + 1]))
         path.append(f"{'M' if pen_up else 'L'}{at}")
         if is_alone or len(xs) <= _DOTS:
@@ -130,7 +146,8 @@ def _curve(curve: Curve, across: Axis, up: Axis, size: Size) -> str:
         pen_up, points = False, points + 1
     if not points:
         return ""
-    css = f"c{curve.color} {curve.style}".strip()
+    dense = " dense" if travel > _DENSE else ""
+    css = f"c{curve.color} {curve.style}{dense}".replace("  ", " ").strip()
     dots = f'<path class="dots c{curve.color}" d="{"".join(alone)}"/>' if alone else ""
     return f'<path class="curve {css}" data-label="{esc(curve.label)}" d="{"".join(path)}"/>{dots}'
 
@@ -149,17 +166,17 @@ def _bad(curves: Iterable[Curve], across: Axis, size: Size) -> str:
     return "".join(parts)
 
 
-def _mark(across: Axis, mark: tuple[float, str], size: Size) -> str:
-    step, label = mark
-    if not across.low <= step <= across.high:
+def _mark(across: Axis, mark: Mark, size: Size) -> str:
+    if not across.low <= mark.step <= across.high:
         return ""
     width, height = size.inner
-    place = across.at(step)
+    place = across.at(mark.step)
     x = size.left + width * place
     anchor, shift = ("end", -5) if place > 0.5 else ("start", 5)
+    y = height + 4 if mark.at_bottom else 20
     return (
         f'<g class="mark"><path d="M{x:.1f} 10v{height}"/>'
-        f'<text x="{x + shift:.1f}" y="20" text-anchor="{anchor}">{esc(label)}</text></g>'
+        f'<text x="{x + shift:.1f}" y="{y}" text-anchor="{anchor}">{esc(mark.label)}</text></g>'
     )
 
 
