@@ -75,20 +75,23 @@ def _linear_axis(
 
 
 def _log_axis(low: float, high: float, count: int) -> Axis:
+    bottom, top = low / 10**0.05 or low, high * 10**0.05  # the least number there is has none below
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     every = max(1, math.ceil((last - first) / count))
-    exponents = [e for e in range(first, last + 1) if e % every == 0]
-    bottom, top = low / 10**0.05, high * 10**0.05
-    inside = [e for e in exponents if math.log10(bottom) <= e <= math.log10(top)]
-    if bottom <= 0:  # the least number that there is
-        bottom = low
-    return Axis(
-        bottom, top, True, tuple(float(f"1e{e}") for e in inside), tuple(map(_power, inside))
-    )
+    # Over so few decades, 2 and 5 are needed between the powers of ten.
+    digits = (1, 2, 5) if math.log10(top / bottom) < 3 else (1,)
+    labels = {
+        float(label): label
+        for exponent in range(first, last + 1)
+        if exponent % every == 0
+        for digit in digits
+        if bottom <= float(label := _log_label(digit, exponent)) <= top
+    }
+    return Axis(bottom, top, True, tuple(labels), tuple(labels.values()))
 
 
-def _power(exponent: int) -> str:
-    return f"{10.0**exponent:g}" if -3 <= exponent <= 4 else f"1e{exponent}"
+def _log_label(digit: int, exponent: int) -> str:
+    return f"{digit * 10.0**exponent:g}" if -3 <= exponent <= 4 else f"{digit}e{exponent}"
 
 
 def _nice(step: float) -> float:

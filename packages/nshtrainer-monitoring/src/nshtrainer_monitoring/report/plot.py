@@ -97,7 +97,7 @@ def figure(
     box = f"{size.left} 10 {width} {height}"
     return (
         f'<figure class="{size.css}"><figcaption><h3>{esc(title)}</h3>'
-        f"{'<span class=tag>log</span>' if up.is_log else ''}{_legend(curves)}</figcaption>\n"
+        f"{'<span class=tag>log</span>' if up.is_log else ''}{_legend(title, curves)}</figcaption>\n"
         f'<svg viewBox="0 0 {size.width} {size.height}" role="img" aria-label="{esc(_said(title, curves))}" '
         f'data-scale="{scale}" data-box="{box}">\n' + "\n".join(b for b in body if b) + "\n</svg>"
         "</figure>"
@@ -180,14 +180,15 @@ def _mark(across: Axis, mark: Mark, size: Size) -> str:
     )
 
 
-def _legend(curves: Sequence[Curve]) -> str:
+def _legend(title: str, curves: Sequence[Curve]) -> str:
+    is_said = [c.label for c in curves] == [title]
     entries: list[str] = []
     for curve in curves:
         last = curve.series.last
         value = number(None if last is None else last[1])
         style = f" {curve.style}" if curve.style else ""
         entries.append(
-            f'<span class="key"><i class="k{curve.color}{style}"></i>{esc(curve.label)} <b>{esc(value)}</b></span>'
+            f'<span class="key"><i class="k{curve.color}{style}"></i>{"" if is_said else esc(curve.label)} <b>{esc(value)}</b></span>'
         )
     return f'<span class="legend">{"".join(entries)}</span>'
 
