@@ -394,7 +394,9 @@ def test_a_run_is_not_compared_with_itself(train):
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_curves_as_text_fit_a_terminal_of_80_columns(train, encoding):
     """Without a page, without colours in a pipe, and in ASCII where there is nothing else."""
-    root = train(logs={"training_step": ["train/löss"], "validation_step": ["val/löss"]})
+    root = train(
+        logs={"training_step": ["train/löss", "train/acc"], "validation_step": ["val/löss"]}
+    )
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "80"}
     done = subprocess.run(
         [sys.executable, "-m", "nshtrainer_cli", "report", str(root), "--terminal"],
@@ -407,9 +409,11 @@ def test_curves_as_text_fit_a_terminal_of_80_columns(train, encoding):
     assert "finished" in text
     assert "\x1b" not in text
     assert not (root / "report.html").exists()
+    drawn = [line.lstrip(" 0123456789.e-") for line in lines]
+    marks = {c for line in drawn if line.startswith(("|", "│")) for c in line}
+    assert {".", "o"} <= marks  # two curves in one plot and no colours: a mark for each
     if encoding == "ascii":
         assert any("l?ss" in line for line in lines)
-        assert any(line.lstrip(" 0123456789.e-").startswith("|") and "." in line for line in lines)
     else:
         assert any(0x2800 < ord(c) < 0x2900 for c in text)
 

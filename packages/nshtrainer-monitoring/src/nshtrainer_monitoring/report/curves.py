@@ -10,7 +10,7 @@ from .markup import details
 from .plot import LARGE, SMALL, Curve, Mark, Size, figure
 from .run import RunData
 
-__all__ = ["figures", "folded"]
+__all__ = ["figures", "folded", "steps_of"]
 
 _STAGE_COLORS = {"train": 0, "val": 1, "test": 2}
 _STAGE_STYLES = {"train": "thin", "val": "thick", "test": "dashed"}
@@ -56,7 +56,7 @@ def _drawn(
     mark = _best(run, panel) if mark_best else None
     return [
         figure(
-            panel.title, curves, size=size, mark=mark, decades=_decades(panel), steps=_steps(runs)
+            panel.title, curves, size=size, mark=mark, decades=_decades(panel), steps=steps_of(runs)
         )
     ]
 
@@ -81,12 +81,14 @@ def _compared(panel: Panel, runs: Sequence[RunData], size: Size) -> list[str]:
         ]
         if len(lines) == 1 and lines[0].stage:
             title = lines[0].metric  # noqa: PLW2901 -- only here the plot's name says too little
-        shown.append(figure(title, curves, size=size, decades=_decades(panel), steps=_steps(runs)))
+        shown.append(
+            figure(title, curves, size=size, decades=_decades(panel), steps=steps_of(runs))
+        )
     return shown
 
 
-def _steps(runs: Sequence[RunData]) -> tuple[float, float]:
-    """The steps of all plots of a page: what happened at one time stands at one place."""
+def steps_of(runs: Sequence[RunData]) -> tuple[float, float]:
+    """The first and the last step of all plots: what happened at one time stands at one place."""
     series = [s for run in runs for s in run.metrics.series.values()]
     return min(s.xs[0] for s in series), max(s.xs[-1] for s in series)
 

@@ -11,6 +11,7 @@ import click
 
 from .arranging import Panel, arrange
 from .axes import axis_of, number, steps_axis
+from .curves import steps_of
 from .run import RunData
 from .sections import best_of, duration, status_text
 from .series import Series
@@ -72,7 +73,7 @@ def draw(runs: Sequence[RunData], style: Style) -> str:
             for line in panel.lines
             if line.metric in run.metrics.series
         ]
-        lines += ["", *_plot(panel, curves, style)]
+        lines += ["", *_plot(panel, curves, style, steps_of(runs))]
     for run in runs:
         lines += ["", *(_cut(style.text(f"note: {n}"), style.width) for n in run.notes)]
     return "\n".join(lines).rstrip() + "\n"
@@ -100,20 +101,25 @@ def _head(run: RunData, style: Style, color: int | None) -> list[str]:
     ]
 
 
-def _plot(panel: Panel, curves: Sequence[tuple[str, Series]], style: Style) -> list[str]:
+def _plot(
+    panel: Panel,
+    curves: Sequence[tuple[str, Series]],
+    style: Style,
+    steps: tuple[float, float],
+) -> list[str]:
     """Title with legend, the plot, and the steps below it."""
     width = max(20, style.width - _LEFT - 2)
     up = axis_of((y for _, s in curves for y in s.range), 4)
-    across = steps_axis(
-        min(s.xs[0] for _, s in curves), max(s.xs[-1] for _, s in curves), max(2, width // 14)
-    )
-    fine = (2, 4) if style.has_braille else (1, 1)
+    across = steps_axis(*steps, max(2, width // 14))
+    # Without colours the dots of several curves could not be told apart.
+    is_fine = style.has_braille and (style.color or len(curves) == 1)
+    fine = (2, 4) if is_fine else (1, 1)
     cells: dict[tuple[int, int], tuple[int, int]] = {}
     for color, (_, series) in enumerate(curves):
         columns, rows = width * fine[0], _ROWS * fine[1]
         for x, y in _dots(series, columns, rows, across.at, up.at):
             cell = (y // fine[1], x // fine[0])
-            bits = _DOTS[x % 2][y % 4] if style.has_braille else 0
+            bits = _DOTS[x % 2][y % 4] if is_fine else 0
             old_bits, _ = cells.get(cell, (0, color))
             cells[cell] = (old_bits | bits, color)
     wall, corner, floor = "│└─" if style.has_braille else "|+-"
@@ -132,7 +138,7 @@ def _plot(panel: Panel, curves: Sequence[tuple[str, Series]], style: Style) -> l
         if start + len(label) <= width and not "".join(ticks[max(0, start - 1) : start]).strip():
             ticks[start : start + len(label)] = label
     return [
-        *_legend(panel.title + (" (log)" if up.is_log else ""), curves, style),
+        *_legend(panel.title + (" (log)" if up.is_log else ""), curves, style, is_fine=is_fine),
         *body,
         f"{'':>{_LEFT}}{corner}{floor * width}",
         f"{'step':>{_LEFT}} {''.join(ticks).rstrip()}",
@@ -179,11 +185,13 @@ def _between(a: tuple[int, int], b: tuple[int, int]) -> list[tuple[int, int]]:
     ]
 
 
-def _legend(title: str, curves: Sequence[tuple[str, Series]], style: Style) -> list[str]:
+def _legend(
+    title: str, curves: Sequence[tuple[str, Series]], style: Style, *, is_fine: bool
+) -> list[str]:
     """The title, and one line for each curve: its sign, its last, least and greatest value."""
     lines = [_cut(style.text(title), style.width)]
     for color, (label, series) in enumerate(curves):
-        sign = "⠿" if style.has_braille else _ASCII[color % len(_ASCII)]
+        sign = "⠿" if is_fine else _ASCII[color % len(_ASCII)]
         last, low, high = series.last, series.lowest, series.highest
         text = f"{style.text(label)}  last {number(last[1] if last else None)}"
         if low and high:
