@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tracemalloc
 from array import array
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nshtrainer_monitoring.report.arranging import arrange, split_stage
 from nshtrainer_monitoring.report.axes import axis_of, number, steps_axis
 from nshtrainer_monitoring.report.metrics_file import find_files, read_metrics
+from nshtrainer_monitoring.report.page import page
+from nshtrainer_monitoring.report.run import read_run, tell_apart
 from nshtrainer_monitoring.report.series import Series, thin
 from nshtrainer_monitoring.report.settings import differences, flat
+from nshtrainer_monitoring.report.terminal import Style, draw
 
 
 def write(path: Path, text: str) -> Path:
@@ -291,6 +295,51 @@ def test_no_name_is_lost_or_drawn_twice(names):
 
     assert sorted(line.metric for p in panels for line in p.lines) == sorted(names)
     assert all(1 <= len(p.lines) <= 8 for p in panels)
+
+
+# ---- metadata ----------------------------------------------------------------------------------
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+def mappings(*keys: str):
+    """Mappings with some of the keys that are looked for, and whatever behind them."""
+    return st.dictionaries(st.sampled_from(keys) | st.text(max_size=5), anything, max_size=6)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    record=mappings("id", "name", "status", "plugins", "callbacks", "environment", "project"),
+    environment=mappings("time", "python", "git", "packages", "command_line", "hardware"),
+    config=mappings("primary_metric", "callbacks", "loggers", "max_epochs", "id", "ema"),
+    sidecar=mappings(
+        "global_step", "epoch", "monitor", "checkpoint_size_bytes", "callback", "attempt",
+        "training_time_s", "trainer_config", "save_number",
+    ),
+)  # fmt: skip
+def test_whatever_stands_in_the_metadata_there_is_a_page(
+    tmp_path, record, environment, config, sidecar
+):
+    """Files of other programs, later versions and accidents: no content is an error."""
+    root = tmp_path / "run"
+    write(root / "run.json", json.dumps({"environment": environment, **record}))
+    write(root / "config.yaml", json.dumps(config))
+    write(root / "log" / "csv" / "metrics.csv", "step,epoch,val/loss\n0,nan,1\n5,1,inf\n")
+    write(root / "checkpoint" / "last" / "a.ckpt", "")
+    write(root / "checkpoint" / "last" / "a.ckpt.metadata.json", json.dumps(sidecar))
+
+    runs = [read_run(root), read_run(root)]
+    tell_apart(runs)
+
+    assert page(runs[:1]).encode().endswith(b"</html>\n")
+    assert page(runs).count("<h2>") >= 2
+    assert draw(runs, Style(encoding="ascii")).isascii()
 
 
 # ---- configurations ----------------------------------------------------------------------------

@@ -167,7 +167,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _whole(value: Any) -> int | None:
-    return value if type(value) is int else None
+    return value if type(value) is int and 0 <= value < 1 << 63 else None
 
 
 def _real_number(value: Any) -> float | None:

@@ -85,7 +85,7 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
 
 
 def _of(limit: Any) -> str:
-    return f"of {limit}" if isinstance(limit, int) and limit > 0 else ""
+    return f"of {limit}" if type(limit) is int and limit > 0 else ""
 
 
 def _last(series: Series | None) -> str:

@@ -14,6 +14,7 @@ from nshtrainer.errors import NshTrainerError
 __all__ = ["callbacks_of", "changed", "differences", "flat", "is_slot", "value_text"]
 
 _SHARED = ("name", "metadata", "added_by")
+_WHOLE = 1 << 62
 _OF_A_RUN = ("id",)
 """What differs between any two runs."""
 
@@ -95,17 +96,23 @@ def _items(value: Any) -> list[Any]:
 
 def changed(config: Mapping[str, Any], cls: type[BaseModel] | None) -> dict[str, Any]:
     """What of *config* is not the default of its class, or not None where that is not known."""
-    fields = {} if cls is None else cls.model_fields
-    defaults = {
-        name: field.get_default(call_default_factory=True, validated_data={})
-        for name, field in fields.items()
-    }
+    defaults = {} if cls is None else _defaults(cls)
     return {
         name: value
         for name, value in config.items()
         if value is not None
         and (name not in defaults or value_text(value) != value_text(defaults[name]))
     }
+
+
+def _defaults(cls: type[BaseModel]) -> dict[str, Any]:
+    try:
+        return {
+            name: field.get_default(call_default_factory=True, validated_data={})
+            for name, field in cls.model_fields.items()
+        }
+    except Exception:  # noqa: BLE001 -- a plugin's factory may do anything; then all options are shown
+        return {}
 
 
 def _class_of(name: str) -> type[BaseModel] | None:
@@ -122,9 +129,9 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     names = list(dict.fromkeys(name for config in flattened for name in config))
     found: dict[str, list[str]] = {}
     for name in names:
-        values = [value_text(c[name]) if name in c else "" for c in flattened]
-        if len(set(values)) > 1 and name not in _OF_A_RUN:
-            found[name] = values
+        whole = {value_text(c[name], _WHOLE) if name in c else "" for c in flattened}
+        if len(whole) > 1 and name not in _OF_A_RUN:
+            found[name] = [value_text(c[name]) if name in c else "" for c in flattened]
     return found
 
 
