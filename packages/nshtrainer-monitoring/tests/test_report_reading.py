@@ -352,6 +352,9 @@ def test_callbacks_are_compared_by_name_and_not_by_place():
 
     assert flat(first)["callbacks[ema].decay"] == 0.9
     assert differences([first, second]) == {"callbacks[ema].decay": ["0.9", "0.5"]}
+    assert differences([{"a": None, "b": 1}, {"c": {"d": None}}]) == {"b": ["1", ""]}
+    long = "x" * 1000
+    assert list(differences([{"a": long + "1"}, {"a": long + "2"}])) == ["a"]
     twice = flat({"callbacks": [{"name": "x", "a": 1}, {"name": "x", "a": 2}]})
     assert twice["callbacks[x].a"] == 1
     assert twice["callbacks[x 2].a"] == 2

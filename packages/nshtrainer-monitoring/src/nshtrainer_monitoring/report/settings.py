@@ -124,13 +124,13 @@ def _class_of(name: str) -> type[BaseModel] | None:
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Return what is not the same in all of *configs*: name -> the values, as text."""
-    flattened = [flat(config) for config in configs]
+    """Return what is not the same in all of *configs*: name -> the values as text, "" for none."""
+    flattened = [{k: v for k, v in flat(config).items() if v is not None} for config in configs]
     names = list(dict.fromkeys(name for config in flattened for name in config))
     found: dict[str, list[str]] = {}
     for name in names:
         whole = {value_text(c[name], _WHOLE) if name in c else "" for c in flattened}
-        if len(whole) > 1 and name not in _OF_A_RUN:
+        if len(whole) > 1 and name not in _OF_A_RUN and ".metadata." not in name:
             found[name] = [value_text(c[name]) if name in c else "" for c in flattened]
     return found
 
