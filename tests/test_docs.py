@@ -111,7 +111,9 @@ def test_commands_exist_with_their_options(words):
     assert [o for o in options if o not in {*there, "--help"}] == []
 
 
-@pytest.mark.parametrize("command", [*sorted(set(COMMANDS) - {"doctor"}), "checkpoint", "ema"])
+@pytest.mark.parametrize(
+    "command", [*sorted(set(COMMANDS) - {"doctor"}), "checkpoint", "ema", "report"]
+)
 def test_every_option_is_documented(command):
     """`docs/command-line.md` has every option of every command in that command's section."""
     page = (REPOSITORY / "docs" / "command-line.md").read_text()
