@@ -1,4 +1,4 @@
-"""Counting non-finite gradients where they are, and saying so in few words."""
+"""Counting non-finite losses and gradients where they are, and saying so in few words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from nshtrainer.runtime.gradients import GradientStep
 from nshtrainer.runtime.step_metrics import fetch
 
-__all__ = ["SCALER_PATIENCE", "NonFiniteRecord", "Report", "Throttle", "shorten"]
+__all__ = ["SCALER_PATIENCE", "LossRecord", "NonFiniteRecord", "Report", "Throttle", "shorten"]
 
 SCALER_PATIENCE = 16
 """Consecutive non-finite steps after which a GradScaler is no longer searching: the scale, 65536
@@ -53,6 +53,42 @@ class Report:
         self.longest = longest
         self.first_step = first_step
         self.names = names
+
+
+class LossRecord:
+    """Non-finite losses, kept on the device until someone asks."""
+
+    def __init__(self) -> None:
+        self._in_step: Tensor | None = None
+        self._count: Tensor | None = None
+        self._first_step: Tensor | None = None
+
+    def add(self, bad: Tensor, step: int) -> None:
+        """Record one loss, at `global_step` *step*: *bad* is 0-dim; no host synchronization."""
+        self._in_step = bad if self._in_step is None else self._in_step | bad.to(self._in_step.device)
+        here = torch.full((), float(step), dtype=torch.float32, device=bad.device)
+        if self._count is None or self._first_step is None:
+            self._count, self._first_step = bad.float(), here
+            return
+        bad = bad.to(self._count.device)
+        self._first_step = torch.where(self._count > 0, self._first_step, here.to(bad.device))
+        self._count = self._count + bad
+
+    def take_step(self) -> Tensor | None:
+        """Return whether a loss since the last call was not finite; None if there was none."""
+        bad, self._in_step = self._in_step, None
+        return bad
+
+    def take(self) -> tuple[int, int] | None:
+        """Return how many were recorded since the last time, and the first one's step; None if none.
+
+        Waits for the device.
+        """
+        if self._count is None or self._first_step is None:
+            return None
+        count, first_step = fetch([self._count, self._first_step])
+        self._count = self._first_step = None
+        return (int(count), int(first_step)) if count else None
 
 
 class NonFiniteRecord:

@@ -110,7 +110,7 @@ class NormLoggingCallback(ConfiguredCallback[NormLoggingCallbackConfig]):
         if key not in self._before and (self._param or self._update or self._ratio):
             self._before[key] = self._look_before(step)
         totals = total_norms(self._grad)
-        each = single_norms(self._grad) if step.trainer.loggers else ()
+        each = self._singles(step, self._grad)
         if not totals and not each:
             return None
         return GradientRequest(
