@@ -42,7 +42,9 @@ def plain(value: Any, depth: int = 0) -> Any:
     first characters of its `repr`.
     """
     if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
+        tensor = value.detach()
+        whole = tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
+        return whole.to("cpu", copy=True)
     if value is None or type(value) in (bool, int, float, str):
         return value
     if depth >= _DEEPEST:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,11 +19,11 @@ from nshtrainer.runtime.optimizer_hooks import plain_name
 
 from . import acting
 from .acting import ACTING, HOST, Finding
-from .batches import MicroBatch
 from .config import FiniteChecksCallbackConfig
 from .errors import NonFiniteParameterError
-from .findings import SCALER_PATIENCE, LossRecord, NonFiniteRecord, Throttle, shorten
-from .rng import RandomState
+from .explaining import Explainer
+from .findings import SCALER_PATIENCE, Throttle, has_scaler, shorten
+from .reports import NORM_TYPE, Reports
 
 if TYPE_CHECKING:
     from nshtrainer.run.run import Run
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["FiniteChecksCallback"]
 
 log = logging.getLogger(__name__)
-
-_NORM_TYPE = 2.0  # the one that gradient skipping and norm logging measure, so it costs no pass
 
 
 class FiniteChecksCallback(ConfiguredCallback[FiniteChecksCallbackConfig]):
@@ -104,16 +101,8 @@ class FiniteChecksCallback(ConfiguredCallback[FiniteChecksCallbackConfig]):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.config.find_module:
-            from .rerun import obstacle_to
-
-            obstacle = obstacle_to(trainer, pl_module)
-            if obstacle is not None and trainer.is_global_zero:
-                log.warning(
-                    "finite_checks.find_module will find nothing: %s. Use `dump` and look at the "
-                    "batch yourself, or switch the option off.",
-                    obstacle,
-                )
+        if self._explains:
+            self._explainer.prepare(trainer, pl_module)
         if self.config.nonfinite_params != "ignore":
             named = [(plain_name(n), p.detach()) for n, p in pl_module.named_parameters()]
             names, parameters = [n for n, _ in named], [p for _, p in named]
@@ -123,10 +112,7 @@ class FiniteChecksCallback(ConfiguredCallback[FiniteChecksCallbackConfig]):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._stepped:
-            self._batches, self._stepped = [], False
-        random = RandomState.take(trainer.strategy.root_device)
-        self._batches.append(MicroBatch(batch, batch_idx, random))
+        self._explainer.keep(trainer, batch, batch_idx)
 
     @override
     def on_before_backward(
@@ -134,20 +120,19 @@ class FiniteChecksCallback(ConfiguredCallback[FiniteChecksCallbackConfig]):
     ) -> None:
         loss = loss.detach()
         # With a GradScaler the loss comes scaled.
-        bad = torch.isnan(loss) if _has_scaler(trainer) else ~torch.isfinite(loss)
-        self._losses.add(bad.any(), trainer.global_step)
+        bad = torch.isnan(loss) if has_scaler(trainer) else ~torch.isfinite(loss)
+        self._reports.losses.add(bad.any(), trainer.global_step)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._report_all(trainer)
-        self._batches = []
+        self._reports.send(trainer)
 
     @override
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         try:
-            self._report_all(trainer)
+            self._reports.send(trainer)
         except Exception:  # a device that is gone must not hide why
             log.debug("findings could not be read from the device", exc_info=True)
         self._forget()
@@ -157,14 +142,12 @@ class FiniteChecksCallback(ConfiguredCallback[FiniteChecksCallbackConfig]):
         self._forget()
 
     def _forget(self) -> None:
-        self._records: dict[int, NonFiniteRecord] = {}
-        self._losses = LossRecord()
+        self._reports = Reports(self.config)
+        self._explainer = Explainer(self.config, self._run)
         self._streaks: dict[int, int] = {}
-        self._throttles = {what: Throttle() for what in ("gradients", "loss", "parameters")}
-        self._totals = {"gradients": 0, "loss": 0}
+        self._parameter_throttle = Throttle()
         self._without_grad: set[str] = set()
-        self._batches: list[MicroBatch] = []
-        self._stepped = self._explained = self._has_stopped = False
+        self._has_stopped = False
 
     # ---- one step --------------------------------------------------------------------------
 
@@ -174,19 +157,19 @@ class FiniteChecksCallback(ConfiguredCallback[FiniteChecksCallbackConfig]):
         action = self.config.nonfinite_grads
         if action == "ignore":
             return None
-        each = () if action in HOST else (_NORM_TYPE,)
+        each = () if action in HOST else (NORM_TYPE,)
         return GradientRequest(finite=True, per_parameter=each)
 
     def _decide(self, step: GradientStep) -> StepOutcome | None:
         missing = _missing(step) if self._looks_at("none_grads") else []
-        bad_loss = self._losses.take_step() if self._looks_at("nonfinite_loss") else None
+        bad_loss = self._reports.losses.take_step() if self._looks_at("nonfinite_loss") else None
         bad_grads = self._bad_gradients(step)
         if not self._host_looks:
             return self._skip(step, missing, bad_loss, bad_grads)
         found = self._findings(step, missing, bad_loss, bad_grads)
         if not found:
             return None
-        explanation = self._explain(step, found)
+        explanation = self._explainer.explain(step, found) if self._explains else ""
         for finding in found:
             if finding.action == "raise":
                 raise finding.error(f"{finding.text}. {finding.advice}{explanation}")
@@ -209,7 +192,7 @@ class FiniteChecksCallback(ConfiguredCallback[FiniteChecksCallbackConfig]):
         if missing:
             self._name_missing(step, missing, "so that the step is skipped")
             return StepOutcome(True, acting.missing(step, "skip", missing).reason)
-        if _has_scaler(step.trainer):
+        if has_scaler(step.trainer):
             bad_grads = None  # such steps are skipped by the scaler, which learns from them
         flags = [flag for flag in (bad_loss, bad_grads) if flag is not None]
         if not flags:
@@ -249,7 +232,7 @@ class FiniteChecksCallback(ConfiguredCallback[FiniteChecksCallbackConfig]):
         if not _on_any_rank(step, [bool(names)])[0]:  # the norm overflowed, the gradients did not
             return None
         self._streaks[key] = self._streaks.get(key, 0) + 1
-        if _has_scaler(step.trainer) and self._streaks[key] < SCALER_PATIENCE:
+        if has_scaler(step.trainer) and self._streaks[key] < SCALER_PATIENCE:
             log.debug("the GradScaler is searching its scale at step %d", step.step)
             return None
         return names
@@ -288,105 +271,18 @@ class FiniteChecksCallback(ConfiguredCallback[FiniteChecksCallbackConfig]):
                 shorten(new),
             )
 
-    # ---- explanations ----------------------------------------------------------------------
-
-    def _explain(self, step: GradientStep, found: Sequence[Finding]) -> str:
-        """Look for the module and write the dump; once in a run, since both are expensive."""
-        if not self._explains or self._explained:
-            return ""
-        self._explained = True
-        origin, texts = None, [""]
-        if self.config.find_module:
-            from .rerun import find_origin
-
-            origin = find_origin(step.trainer, step.pl_module, self._batches)
-            texts.append(origin.text)
-        if self.config.dump:
-            from .dump import write_dump
-
-            path = self._dump_path(step)
-            try:
-                write_dump(
-                    path,
-                    step=step.step,
-                    rank=step.trainer.global_rank,
-                    findings=found,
-                    origin=origin,
-                    batches=self._batches,
-                )
-            except OSError as error:  # a full disk must not hide the finding
-                log.warning("could not write %s: %s", path, error)
-            else:
-                texts.append(f"Batches, names and random states are in {path}.")
-        return " ".join(texts)
-
-    def _dump_path(self, step: GradientStep) -> Path:
-        if (chosen := self.config.dump_dir) is not None:
-            folder = chosen.expanduser()
-        elif self._run is not None:
-            folder = self._run.directory.ensure("finite_checks")
-        else:
-            folder = Path(step.trainer.default_root_dir) / "finite_checks"
-        label = f"-{self.config.label}" if self.config.label else ""
-        return folder / f"step{step.step:010d}-rank{step.trainer.global_rank}{label}.pt"
-
     # ---- after the step --------------------------------------------------------------------
 
     def _outcome(self, step: GradientStep, skipped: bool | Tensor) -> None:
-        self._stepped = True
-        if self.config.nonfinite_grads in ("warn", "skip"):
-            record = self._records.setdefault(id(step.optimizer), NonFiniteRecord())
-            record.add(step, _NORM_TYPE)
+        self._explainer.end_step()
+        self._reports.add(step)
         if not step.will_log:
             return
-        self._report_all(step.trainer)
+        self._reports.send(step.trainer)
         if self.config.nonfinite_params != "ignore":
             parameters = [parameter.detach() for parameter in step.parameters]
             when = f"after optimizer step {step.step}"
             self._check_parameters(step.trainer, step.names, parameters, when)
-
-    def _report_all(self, trainer: Trainer) -> None:
-        self._report_losses()
-        for record in self._records.values():
-            self._report(trainer, record)
-
-    def _report_losses(self) -> None:
-        if self.config.nonfinite_loss not in ("warn", "skip"):
-            return
-        report = self._losses.take()
-        if report is None:
-            return
-        count, first_step = report
-        self._totals["loss"] += count
-        if self._throttles["loss"].allows():
-            log.warning(
-                "the loss of %d batches was NaN or Inf (%d in this run), the first one at optimizer "
-                'step %d%s. Set finite_checks.nonfinite_loss to "raise" to stop there.',
-                count,
-                self._totals["loss"],
-                first_step,
-                _consequence(self.config.nonfinite_loss),
-            )
-
-    def _report(self, trainer: Trainer, record: NonFiniteRecord) -> None:
-        report = record.take()
-        if report is None:
-            return
-        if _has_scaler(trainer) and report.longest < SCALER_PATIENCE:
-            log.debug("%d steps were non-finite for the GradScaler", report.count)
-            return
-        self._totals["gradients"] += report.count
-        if not self._throttles["gradients"].allows():
-            return
-        log.warning(
-            "%d optimizer steps had NaN or Inf gradients (%d in this run), the first one at step "
-            '%d, in %s%s. Set finite_checks.nonfinite_grads to "raise" to stop there.',
-            report.count,
-            self._totals["gradients"],
-            report.first_step,
-            shorten(report.names),
-            _consequence(self.config.nonfinite_grads),
-        )
 
     def _check_parameters(
         self, trainer: Trainer, names: Sequence[str], parameters: Sequence[Tensor], when: str
@@ -415,7 +311,7 @@ class FiniteChecksCallback(ConfiguredCallback[FiniteChecksCallbackConfig]):
             )
         if action == "stop":
             trainer.should_stop = True
-        if self._throttles["parameters"].allows():
+        if self._parameter_throttle.allows():
             log.warning("%s.%s", text, " Training stops." if action == "stop" else "")
 
 
@@ -440,12 +336,3 @@ def _on_any_rank(step: GradientStep, flags: Sequence[bool | Tensor | None]) -> l
     ]
     values: list[float] = step.largest_over_ranks(torch.stack(numbers)).tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] -- torch's stub
     return [value > 0 for value in values]
-
-
-def _consequence(action: str) -> str:
-    return "; these steps were skipped" if action == "skip" else ""
-
-
-def _has_scaler(trainer: Trainer) -> bool:
-    scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
-    return scaler is not None and bool(scaler.is_enabled())

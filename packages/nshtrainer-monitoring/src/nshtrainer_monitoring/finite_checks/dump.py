@@ -35,15 +35,16 @@ _VERSION = 1
 
 
 def write_dump(
-    path: Path,
+    folder: Path,
+    label: str | None,
     *,
     step: int,
     rank: int,
     findings: Sequence[Finding],
     origin: Origin | None,
     batches: Sequence[MicroBatch],
-) -> None:
-    """Write *path*, whole or not at all; its folder is made if it is missing.
+) -> Path:
+    """Write a file in *folder*, whole or not at all, and return it; the folder is made if missing.
 
     Raises:
         OSError: The file cannot be written.
@@ -60,6 +61,9 @@ def write_dump(
             for b in batches
         ],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    suffix = f"-{label}" if label else ""
+    path = folder / f"step{step:010d}-rank{rank}{suffix}.pt"
+    folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         torch.save(content, file)
+    return path

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from nshtrainer.runtime.gradients import GradientStep
 from nshtrainer.runtime.step_metrics import fetch
 
-__all__ = ["SCALER_PATIENCE", "LossRecord", "NonFiniteRecord", "Report", "Throttle", "shorten"]
+__all__ = ["SCALER_PATIENCE", "LossRecord", "NonFiniteRecord", "Report", "Throttle", "has_scaler", "shorten"]
 
 SCALER_PATIENCE = 16
 """Consecutive non-finite steps after which a GradScaler is no longer searching: the scale, 65536
@@ -24,6 +26,12 @@ def shorten(names: Sequence[str]) -> str:
     shown = ", ".join(names[:_NAMES_SHOWN])
     more = len(names) - _NAMES_SHOWN
     return f"{shown} and {more} more" if more > 0 else shown
+
+
+def has_scaler(trainer: Trainer) -> bool:
+    """Whether a GradScaler is in use, for which non-finite gradients are how it finds its scale."""
+    scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler is not None and bool(scaler.is_enabled())
 
 
 class Throttle:

@@ -78,8 +78,10 @@ def _copy(value: Any, *, deep: bool) -> Any:
 
 def _restored(value: Any, copy: Any) -> Any:
     """Return *value*, with the content that it had when *copy* was made."""
+    if copy is value:
+        return value
     if isinstance(value, Tensor):
-        if copy is not value:
+        if not torch.equal(value, copy):  # one that is expanded cannot be written to
             value.detach().copy_(copy)
     elif isinstance(value, dict):
         content = cast("dict[Any, Any]", value)

@@ -29,7 +29,7 @@ class RandomState:
         numpy = sys.modules.get("numpy")
         return cls(
             python=random.getstate(),
-            numpy=None if numpy is None else numpy.random.get_state(),  # noqa: NPY002 -- the global one is what loaders draw from
+            numpy=None if numpy is None else numpy.random.get_state(),
             torch=torch.get_rng_state(),
             device=device,
             on_device=_device_state(device),
