@@ -177,7 +177,12 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "warmup_steps": st.none(), "extra_decays": st.just([]),
     },
     "epoch_timer": {},
-    "finite_checks": {"nonfinite_grads": actions, "none_grads": actions},
+    "finite_checks": {
+        "nonfinite_grads": actions, "none_grads": actions, "nonfinite_loss": actions,
+        "nonfinite_params": st.sampled_from(["ignore", "warn", "raise", "stop", True, False]),
+        # What needs one another.
+        "find_module": st.just(False), "dump": st.just(False), "dump_dir": st.none(),
+    },
     "gradient_skipping": {
         "threshold": positive_reals, "norm_type": positive_reals | st.sampled_from(["2", "inf"]),
         "start_after_n_steps": maybe(non_negative), "skip_non_finite": st.booleans(),
@@ -202,7 +207,14 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "validate_default_metric": st.booleans(),
     },
     "norm_logging": {
-        f"log_{what}_norm{per}": norms for what in ("grad", "param") for per in ("", "_per_param")
+        **{
+            f"log_{what}{per}": norms
+            for what in ("grad_norm", "param_norm", "update_norm", "update_ratio", "moment_norm")
+            for per in ("", "_per_param", "_per_module")
+        },
+        "module_depth": positive,
+        # What needs single norms.
+        "include": st.none(), "exclude": st.just([]),
     },
     "on_exception_checkpoint": _checkpoint,
     "paint": {

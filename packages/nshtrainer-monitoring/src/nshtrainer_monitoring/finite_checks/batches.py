@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from .rng import RandomState
@@ -52,6 +54,9 @@ def plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, (list, tuple)):
         items = [plain(item, depth + 1) for item in cast("list[Any]", value)]
         return items if isinstance(value, list) else tuple(items)
+    if hasattr(value, "__array_interface__"):  # NumPy's
+        with contextlib.suppress(TypeError, ValueError):  # of numbers that torch has too
+            return torch.tensor(value)
     if (fields := _fields(value)) is not None:
         return {
             key if type(key) in (bool, int, float, str) else str(key): plain(inner, depth + 1)
