@@ -111,7 +111,7 @@ metrics = st.fixed_dictionaries(
 )
 templates = st.sampled_from(["{epoch}", "{step:05d}-x", "{{a}}", "on", "{val/loss:.3f}", "1e5"])
 norms = st.booleans() | positive_reals | st.sampled_from(["2", "inf"])
-actions = st.sampled_from(["ignore", "warn", "raise", True, False])
+actions = st.sampled_from(["ignore", "warn", "raise", "stop", "skip", True, False])
 batches = st.integers(0, 1000) | fractions
 
 
