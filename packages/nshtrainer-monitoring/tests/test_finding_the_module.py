@@ -6,7 +6,7 @@ import logging
 import random
 from dataclasses import dataclass
 
-import numpy
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -97,7 +97,9 @@ def test_a_bad_batch_is_named(chain, make_trainer):
         def loss(self, batch):
             return super().loss(batch["x"])
 
-    with pytest.raises(NonFiniteLossError, match=r"batch 2, which itself has NaN or Inf at \['x'\]"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"batch 2, which itself has NaN or Inf at \['x'\]"
+    ):
         make_trainer(FiniteChecksCallback(**FIND), limit_val_batches=0).fit(Broken(at=-1))
 
 
@@ -108,7 +110,9 @@ def test_a_loss_that_breaks_after_the_modules_is_told_apart(net, make_trainer):
         def loss(self, batch):
             return super().loss(batch) / 0.0
 
-    with pytest.raises(NonFiniteLossError, match="outputs of all modules are finite and the loss is"):
+    with pytest.raises(
+        NonFiniteLossError, match="outputs of all modules are finite and the loss is"
+    ):
         make_trainer(FiniteChecksCallback(**FIND)).fit(Loss())
 
 
@@ -117,11 +121,16 @@ def test_a_gradient_that_breaks_in_the_backward_pass_is_told_apart(net, make_tra
 
     class Root(net):
         def loss(self, batch):
-            return super().loss(batch) + (self.second.bias - self.second.bias.detach()).abs().sqrt().sum()
+            return (
+                super().loss(batch)
+                + (self.second.bias - self.second.bias.detach()).abs().sqrt().sum()
+            )
 
     callback = FiniteChecksCallback(nonfinite_grads="raise", find_module=True)
 
-    with pytest.raises(NonFiniteGradientError, match=r"second\.bias\..* arises in the backward pass"):
+    with pytest.raises(
+        NonFiniteGradientError, match=r"second\.bias\..* arises in the backward pass"
+    ):
         make_trainer(callback).fit(Root())
 
 
@@ -129,7 +138,7 @@ class Unlucky(nn.Module):
     """NaN if its random numbers say so: of torch, Python and NumPy."""
 
     def forward(self, x):
-        lucky = torch.rand(()) + random.random() + numpy.random.random() < 2.0
+        lucky = torch.rand(()) + random.random() + np.random.random() < 2.0  # noqa: S311 -- dice
         dropped = nn.functional.dropout(x, 0.5, self.training)
         return dropped if lucky else dropped * NAN
 
@@ -186,9 +195,11 @@ def run(full, make_trainer, memory_logger):
         try:
             torch.manual_seed(11)
             random.seed(11)
-            numpy.random.seed(11)
+            np.random.seed(11)
             module, logger = full(), memory_logger()
-            callback = FiniteChecksCallback(nonfinite_loss="skip", nonfinite_grads="skip", **options)
+            callback = FiniteChecksCallback(
+                nonfinite_loss="skip", nonfinite_grads="skip", **options
+            )
             trainer = make_trainer(callback, logger=logger)
             trainer.fit(module)
             body = module.body
@@ -349,7 +360,7 @@ def test_batches_become_plain_data(tmp_path):
     view = torch.arange(6.0).reshape(2, 3)[:, 0]
     batch = (
         {"a": [view, None, 1, 2.5, "s"], 3: Point(nn.Parameter(torch.ones(1)), "p")},
-        Graph(), numpy.ones(2), object,
+        Graph(), np.ones(2), object,
     )  # fmt: skip
 
     torch.save(plain(batch), tmp_path / "x.pt")
@@ -369,7 +380,7 @@ def test_random_states_are_put_back():
     """Python, NumPy and torch draw the same numbers again."""
 
     def draw():
-        return random.random(), numpy.random.random(), torch.rand(3).tolist()
+        return random.random(), np.random.random(), torch.rand(3).tolist()  # noqa: S311 -- dice
 
     state = RandomState.take(torch.device("cpu"))
     first = draw()

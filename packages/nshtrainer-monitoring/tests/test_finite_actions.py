@@ -85,7 +85,9 @@ def test_stop_ends_the_run_in_order(bad, make_trainer, caplog, option):
     assert stages.seen == ["validation", "end"]
     assert len(module.steps) == 3
     assert same(module.steps[2], module.steps[1])
-    assert any("Training stops; the weights are those before the step." in m for m in warnings(caplog))
+    assert any(
+        "Training stops; the weights are those before the step." in m for m in warnings(caplog)
+    )
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -437,9 +437,7 @@ def test_a_skipped_step_has_an_update_of_zero(net, make_trainer, memory_logger, 
         flag = True if how == "host" else torch.tensor(1.0)
         others = [Deciding(StepOutcome(flag, "for the test"))]
     options = {"log_update_norm": True, "log_update_ratio": True, "log_update_norm_per_param": True}
-    trainer = make_trainer(
-        *others, NormLoggingCallback(**options), logger=logger, plugins=plugins
-    )
+    trainer = make_trainer(*others, NormLoggingCallback(**options), logger=logger, plugins=plugins)
 
     trainer.fit(net(configure=adam(fused=how == "device")))
 

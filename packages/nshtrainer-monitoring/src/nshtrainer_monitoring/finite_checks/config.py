@@ -91,7 +91,9 @@ class FiniteChecksCallbackConfig(CallbackConfigBase):
                 f"'ignore'; give one of them an action, or remove `{option}`"
             )
         if self.dump_dir is not None and not self.dump:
-            raise ValueError("`dump_dir` is where `dump` writes, which is off; set `dump`, or remove it")
+            raise ValueError(
+                "`dump_dir` is where `dump` writes, which is off; set `dump`, or remove it"
+            )
         return self
 
     @override

@@ -12,7 +12,15 @@ from torch import Tensor
 from nshtrainer.runtime.gradients import GradientStep
 from nshtrainer.runtime.step_metrics import fetch
 
-__all__ = ["SCALER_PATIENCE", "LossRecord", "NonFiniteRecord", "Report", "Throttle", "has_scaler", "shorten"]
+__all__ = [
+    "SCALER_PATIENCE",
+    "LossRecord",
+    "NonFiniteRecord",
+    "Report",
+    "Throttle",
+    "has_scaler",
+    "shorten",
+]
 
 SCALER_PATIENCE = 16
 """Consecutive non-finite steps after which a GradScaler is no longer searching: the scale, 65536
@@ -73,7 +81,9 @@ class LossRecord:
 
     def add(self, bad: Tensor, step: int) -> None:
         """Record one loss, at `global_step` *step*: *bad* is 0-dim; no host synchronization."""
-        self._in_step = bad if self._in_step is None else self._in_step | bad.to(self._in_step.device)
+        self._in_step = (
+            bad if self._in_step is None else self._in_step | bad.to(self._in_step.device)
+        )
         here = torch.full((), float(step), dtype=torch.float32, device=bad.device)
         if self._count is None or self._first_step is None:
             self._count, self._first_step = bad.float(), here

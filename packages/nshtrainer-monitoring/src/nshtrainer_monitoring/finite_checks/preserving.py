@@ -70,7 +70,9 @@ def _copy(value: Any, *, deep: bool) -> Any:
         return value if isinstance(value, nn.Parameter) else value.detach().clone()
     if isinstance(value, dict):
         items = cast("dict[Any, Any]", value).items()
-        return {k: (v, _copy(v, deep=False) if deep and isinstance(v, Tensor) else v) for k, v in items}
+        return {
+            k: (v, _copy(v, deep=False) if deep and isinstance(v, Tensor) else v) for k, v in items
+        }
     if isinstance(value, (list, set)):
         return list(cast("list[Any]", value))
     return value

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import Tensor, nn
+from torch import nn
 
 from .batches import MicroBatch, tensors_in
 from .preserving import logging_nothing, unchanged
@@ -70,7 +70,7 @@ def find_origin(
                 origins.append(_run(trainer, pl_module, batch))
                 if origins[-1].batch_idx is not None and trainer.world_size == 1:
                     break
-    except Exception as error:  # noqa: BLE001 -- whatever the user's module raises, the finding is what matters
+    except Exception as error:  # whatever the user's module raises, the finding is what matters
         log.debug("running a batch again failed", exc_info=True)
         return Origin(f"The batch could not be run again: {type(error).__name__}: {error}.")
     finally:

@@ -217,9 +217,7 @@ class NormLoggingCallback(ConfiguredCallback[NormLoggingCallbackConfig]):
                 coefficient if own is None else coefficient * own
             )
 
-    def _add_ratios(
-        self, metrics: _Metrics, updates: GradientNorms, params: GradientNorms
-    ) -> None:
+    def _add_ratios(self, metrics: _Metrics, updates: GradientNorms, params: GradientNorms) -> None:
         wanted = self._ratio
         if (p := wanted.total) is not None:
             metrics.totals["update_ratio"] = ratio(updates.totals[p], params.totals[p])
