@@ -58,7 +58,7 @@ def chain(net):
             self.body = nn.Sequential(nn.Linear(3, 3), part or Log(torch.inf), nn.Linear(3, 3))
 
         def training_step(self, batch, batch_idx):
-            self.body[1].active = self.trainer.fit_loop.total_batch_idx == self.at
+            self.body[1].active = batch_idx == self.at
             return super().training_step(batch, batch_idx)
 
         def loss(self, batch):
@@ -264,8 +264,6 @@ def test_a_module_that_fails_the_second_time_is_reported(chain, make_trainer):
     """What the user's code raises then does not hide the finding, and leaves no hooks."""
 
     class Once(chain):
-        seen = 0
-
         def loss(self, batch):
             self.trainer.seen = getattr(self.trainer, "seen", 0) + 1
             if self.trainer.seen == 2:

@@ -145,12 +145,13 @@ def test_a_finding_of_one_rank_counts_for_both(tmp_path, action, steps):
     """Both ranks end, or go on, alike and with sound weights; none waits for the other."""
     zero, one = run(tmp_path, action)
 
-    assert zero["steps"] - one["steps"] == 0
+    assert zero["steps"] == one["steps"] == steps
     for rank, result in enumerate((zero, one)):
         assert result["finite"]
-        assert result["error"].startswith("NonFiniteLossError" if action == "raise" else "")
+        assert result["error"].partition(":")[0] == (
+            "NonFiniteLossError" if action == "raise" else ""
+        )
         assert (tmp_path / f"step0000000002-rank{rank}.pt").exists()
-    assert zero["steps"] == steps
     if action == "raise":
         assert "on another rank" in zero["error"]
         assert "the loss is not, in batch 2" in one["error"]

@@ -78,9 +78,10 @@ def find_origin(
     found = [origin for origin in origins if origin.batch_idx is not None]
     if found:
         return found[0]
+    elsewhere = " on this rank" if trainer.world_size > 1 else ""
     return Origin(
-        "Run again, the outputs of all modules and the loss are finite: the value arises in the "
-        "backward pass, or the forward pass is not the same each time."
+        f"Run again, the outputs of all modules and the loss are finite{elsewhere}: the value arises "
+        "in the backward pass, or the forward pass is not the same each time."
     )
 
 

@@ -119,7 +119,7 @@ class NormLoggingCallback(ConfiguredCallback[NormLoggingCallbackConfig]):
 
     def _look_before(self, step: GradientStep) -> _Before:
         params = None
-        if self._param or self._ratio:
+        if self._asks(step, self._param, self._ratio):
             params = measure_norms(
                 step.names,
                 [parameter.detach() for parameter in step.parameters],
@@ -129,16 +129,21 @@ class NormLoggingCallback(ConfiguredCallback[NormLoggingCallbackConfig]):
                 scale=None,
                 device=_home(step),
             )
-        changes = self._update or self._ratio
+        changes = self._asks(step, self._update, self._ratio)
         return _Before(params, copies(step.parameters) if changes else None)
+
+    def _asks(self, step: GradientStep, *wanted: Wanted) -> bool:
+        """Whether there is anything to log of *wanted*: without loggers, totals only."""
+        return bool(total_norms(*wanted) or self._singles(step, *wanted))
 
     def _singles(self, step: GradientStep, *wanted: Wanted) -> tuple[float, ...]:
         return single_norms(*wanted) if step.trainer.loggers else ()
 
     def _observe(self, step: GradientStep) -> None:
-        before = self._before.pop(id(step.optimizer), _Before(None, None))
+        before = self._before.pop(id(step.optimizer), None)
         if not step.will_log:
             return
+        before = before or _Before(None, None)
         metrics = _Metrics()
         self._add(metrics, "grad", self._grad, step.norms)
         self._add_clipping(metrics, step)
@@ -165,7 +170,7 @@ class NormLoggingCallback(ConfiguredCallback[NormLoggingCallbackConfig]):
                 total_norms(self._update, self._ratio),
                 self._singles(step, self._update, self._ratio),
             )
-        if self._moment:
+        if self._asks(step, self._moment):
             groups.update(self._moments(step))
         return measure_groups(groups, device=_home(step)) if groups else {}
 
