@@ -228,7 +228,7 @@ class Around(Callback):
         self.before, self.after, self.moments = [], [], []
 
     def _weights(self, pl_module):
-        return {n: p.detach().double().flatten() for n, p in pl_module.named_parameters()}
+        return {n: p.detach().double().flatten().clone() for n, p in pl_module.named_parameters()}
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.before.append(self._weights(pl_module))
@@ -239,7 +239,7 @@ class Around(Callback):
         state = {n: optimizer.state.get(p, {}) for n, p in pl_module.named_parameters()}
         self.moments.append(
             {
-                kind: {n: s[kind].double().flatten() for n, s in state.items() if kind in s}
+                kind: {n: s[kind].double().flatten().clone() for n, s in state.items() if kind in s}
                 for kind in ("exp_avg", "exp_avg_sq")
             }
         )

@@ -90,8 +90,8 @@ def _restored(value: Any, copy: Any) -> Any:
         content.clear()
         content.update({k: _restored(v, c) for k, (v, c) in copy.items()})
     elif isinstance(value, list):
-        value[:] = copy
+        cast("list[Any]", value)[:] = copy
     elif isinstance(value, set):
         cast("set[Any]", value).clear()
         cast("set[Any]", value).update(copy)
-    return value
+    return cast("Any", value)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from lightning.pytorch.utilities import signature_utils
 from torch import nn
 
 from .batches import MicroBatch, tensors_in
 from .preserving import logging_nothing, unchanged
 from .rng import RandomState
+
+# Partially typed in Lightning.
+_takes: Any = signature_utils.is_param_in_hook_signature  # pyright: ignore[reportUnknownMemberType] -- as above
 
 __all__ = ["Origin", "find_origin", "obstacle_to"]
 
@@ -40,7 +43,7 @@ def obstacle_to(trainer: Trainer, pl_module: LightningModule) -> str | None:
     """Return why batches cannot be run again, None if they can."""
     if not pl_module.automatic_optimization:
         return "with manual optimization, training_step would step the optimizers"
-    if is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
+    if _takes(pl_module.training_step, "dataloader_iter", explicit=True):
         return "training_step takes its batches from dataloader_iter"
     strategy: Any = trainer.strategy
     if strategy.model is not pl_module and not isinstance(strategy, DDPStrategy):
@@ -106,9 +109,9 @@ def _run(trainer: Trainer, pl_module: LightningModule, batch: MicroBatch) -> Ori
     watch = _Watch()
     handles = [
         part.register_forward_hook(watch.hook(name), with_kwargs=True)
-        for name, part in cast("list[tuple[str, nn.Module]]", list(pl_module.named_modules()))
+        for name, part in cast("Iterator[tuple[str, nn.Module]]", pl_module.named_modules())
     ]
-    takes_index = is_param_in_hook_signature(pl_module.training_step, "batch_idx", min_args=2)
+    takes_index = _takes(pl_module.training_step, "batch_idx", min_args=2)
     try:
         batch.random.put_back()
         with torch.enable_grad(), trainer.precision_plugin.train_step_context():
