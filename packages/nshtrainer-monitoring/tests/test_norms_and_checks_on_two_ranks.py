@@ -57,11 +57,15 @@ class Net(LightningModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer):
+        if mode != "sharded":
+            return  # a step that is skipped has no gradients
         self.before = [whole(p) for p in self.parameters()]
         self.truth["train/grad_norm"] = norm(whole(p.grad) for p in self.parameters())
         self.truth["train/param_norm"] = norm(self.before)
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
+        if mode != "sharded":
+            return
         after = [whole(p) for p in self.parameters()]
         update = norm(a.double() - b.double() for a, b in zip(after, self.before))
         self.truth["train/update_norm"] = update
