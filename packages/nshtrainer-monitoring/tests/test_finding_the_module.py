@@ -86,6 +86,22 @@ def test_all_accumulated_batches_are_looked_at(chain, make_trainer):
         trainer.fit(chain(at=4))
 
 
+def test_a_compiled_module_is_looked_into(net, make_trainer):
+    """Parts of what was compiled before are found under their own names."""
+
+    class Compiled(net):
+        def __init__(self):
+            super().__init__()
+            parts = nn.Sequential(nn.Linear(3, 3), Log(torch.inf), nn.Linear(3, 3))
+            self.body = torch.compile(parts, backend="eager")
+
+        def loss(self, batch):
+            return super().loss(self.body(batch))
+
+    with pytest.raises(NonFiniteLossError, match=r"is 'body\.1' \(Log\), in batch 0"):
+        make_trainer(FiniteChecksCallback(**FIND)).fit(Compiled())
+
+
 def test_a_bad_batch_is_named(chain, make_trainer):
     """NaN in the data is said, with its place in the batch."""
 

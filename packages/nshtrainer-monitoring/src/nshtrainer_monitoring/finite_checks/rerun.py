@@ -15,6 +15,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import signature_utils
 from torch import nn
 
+from nshtrainer.runtime.optimizer_hooks import plain_name
+
 from .batches import MicroBatch, tensors_in
 from .preserving import logging_nothing, unchanged
 from .rng import RandomState
@@ -108,7 +110,7 @@ class _Watch:
 def _run(trainer: Trainer, pl_module: LightningModule, batch: MicroBatch) -> Origin:
     watch = _Watch()
     handles = [
-        part.register_forward_hook(watch.hook(name), with_kwargs=True)
+        part.register_forward_hook(watch.hook(plain_name(name)), with_kwargs=True)
         for name, part in cast("Iterator[tuple[str, nn.Module]]", pl_module.named_modules())
     ]
     takes_index = _takes(pl_module.training_step, "batch_idx", min_args=2)
