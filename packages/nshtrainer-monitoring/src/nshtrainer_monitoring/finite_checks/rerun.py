@@ -22,7 +22,7 @@ from .preserving import logging_nothing, unchanged
 from .rng import RandomState
 
 # Partially typed in Lightning.
-_takes: Any = signature_utils.is_param_in_hook_signature  # pyright: ignore[reportUnknownMemberType] -- as above
+_signatures: Any = signature_utils
 
 __all__ = ["Origin", "find_origin", "obstacle_to"]
 
@@ -45,7 +45,9 @@ def obstacle_to(trainer: Trainer, pl_module: LightningModule) -> str | None:
     """Return why batches cannot be run again, None if they can."""
     if not pl_module.automatic_optimization:
         return "with manual optimization, training_step would step the optimizers"
-    if _takes(pl_module.training_step, "dataloader_iter", explicit=True):
+    if _signatures.is_param_in_hook_signature(
+        pl_module.training_step, "dataloader_iter", explicit=True
+    ):
         return "training_step takes its batches from dataloader_iter"
     strategy: Any = trainer.strategy
     if strategy.model is not pl_module and not isinstance(strategy, DDPStrategy):
@@ -113,7 +115,9 @@ def _run(trainer: Trainer, pl_module: LightningModule, batch: MicroBatch) -> Ori
         part.register_forward_hook(watch.hook(plain_name(name)), with_kwargs=True)
         for name, part in cast("Iterator[tuple[str, nn.Module]]", pl_module.named_modules())
     ]
-    takes_index = _takes(pl_module.training_step, "batch_idx", min_args=2)
+    takes_index = _signatures.is_param_in_hook_signature(
+        pl_module.training_step, "batch_idx", min_args=2
+    )
     try:
         batch.random.put_back()
         with torch.enable_grad(), trainer.precision_plugin.train_step_context():
