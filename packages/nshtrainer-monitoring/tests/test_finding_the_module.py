@@ -207,7 +207,7 @@ def full(net):
 def run(full, make_trainer, memory_logger):
     """Train with the given options of the callback; everything that may differ afterwards."""
 
-    def train(**options):
+    def train(accumulate=1, **options):
         state = RandomState.take(torch.device("cpu"))
         try:
             torch.manual_seed(11)
@@ -217,7 +217,7 @@ def run(full, make_trainer, memory_logger):
             callback = FiniteChecksCallback(
                 nonfinite_loss="skip", nonfinite_grads="skip", **options
             )
-            trainer = make_trainer(callback, logger=logger)
+            trainer = make_trainer(callback, logger=logger, accumulate_grad_batches=accumulate)
             trainer.fit(module)
             body = module.body
             return {
@@ -243,16 +243,17 @@ def equal(a, b):
     return a == b or (a != a and b != b)
 
 
-def test_the_second_run_is_the_first_one_and_leaves_nothing(run, caplog):
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_the_second_run_is_the_first_one_and_leaves_nothing(run, caplog, accumulate):
     """It sees the same random numbers, and the training after it is bitwise that without it.
 
     Weights, BatchNorm statistics, counters, metrics, logs, hooks and random states are compared.
     """
-    plain_run = run()
+    plain_run = run(accumulate)
     assert any("these steps were skipped" in message for message in warnings(caplog))
     caplog.clear()
 
-    explained = run(find_module=True)
+    explained = run(accumulate, find_module=True)
 
     assert "is 'body.drop' (Unlucky)" in "".join(warnings(caplog))
     for what, value in plain_run.items():
