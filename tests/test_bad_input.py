@@ -90,7 +90,7 @@ FILES = {
     "upload no pattern": Bad("callbacks: [{name: wandb_upload_code, exclude: ['']}]", "wandb_upload_code.exclude[0]", "at least 1 character"),
     "flush never": Bad("loggers: [{name: csv, flush_logs_every_n_steps: 0}]", "loggers[0].csv.flush_logs_every_n_steps", "greater than 0"),
     "monitor sometimes": Bad("lr_monitor: {logging_interval: sometimes}", "lr_monitor.logging_interval", "'step' or 'epoch'"),
-    "check loudly": Bad("callbacks: [{name: finite_checks, none_grads: shout}]", "finite_checks.none_grads", "'ignore', 'warn' or 'raise'"),
+    "check loudly": Bad("callbacks: [{name: finite_checks, none_grads: shout}]", "finite_checks.none_grads", "'ignore', 'warn', 'raise', 'stop' or 'skip'"),
     "priority in words": Bad(EMA % "metadata: {priority: high}", "callbacks[0].ema.metadata.priority", "valid integer.*'high'"),
     "label with a blank": Bad(EMA % "label: a b", "callbacks[0].ema.label", "a label is made of letters.*'a b'"),
     # The trainer's own fields

@@ -111,7 +111,7 @@ metrics = st.fixed_dictionaries(
 )
 templates = st.sampled_from(["{epoch}", "{step:05d}-x", "{{a}}", "on", "{val/loss:.3f}", "1e5"])
 norms = st.booleans() | positive_reals | st.sampled_from(["2", "inf"])
-actions = st.sampled_from(["ignore", "warn", "raise", True, False])
+actions = st.sampled_from(["ignore", "warn", "raise", "stop", "skip", True, False])
 batches = st.integers(0, 1000) | fractions
 
 
@@ -181,7 +181,12 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "log_step_times": st.booleans(), "log_throughput": st.booleans(), "log_eta": st.booleans(),
         "synchronize_device": st.booleans(),
     },
-    "finite_checks": {"nonfinite_grads": actions, "none_grads": actions},
+    "finite_checks": {
+        "nonfinite_grads": actions, "none_grads": actions, "nonfinite_loss": actions,
+        "nonfinite_params": st.sampled_from(["ignore", "warn", "raise", "stop", True, False]),
+        # What needs one another.
+        "find_module": st.just(False), "dump": st.just(False), "dump_dir": st.none(),
+    },
     "gradient_skipping": {
         "threshold": positive_reals, "norm_type": positive_reals | st.sampled_from(["2", "inf"]),
         "start_after_n_steps": maybe(non_negative), "skip_non_finite": st.booleans(),
@@ -207,7 +212,14 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "check_ranks_agree": st.booleans(), "ranges": st.dictionaries(filled, _ranges, max_size=3),
     },
     "norm_logging": {
-        f"log_{what}_norm{per}": norms for what in ("grad", "param") for per in ("", "_per_param")
+        **{
+            f"log_{what}{per}": norms
+            for what in ("grad_norm", "param_norm", "update_norm", "update_ratio", "moment_norm")
+            for per in ("", "_per_param", "_per_module")
+        },
+        "module_depth": positive,
+        # What needs single norms.
+        "include": st.none(), "exclude": st.just([]),
     },
     "on_exception_checkpoint": _checkpoint,
     "paint": {

@@ -31,6 +31,19 @@ class TestFiniteChecks(CallbackConformance):
     config = FiniteChecksCallbackConfig(nonfinite_grads="warn", none_grads="warn")
 
 
+class TestFiniteChecksWithExplanations(CallbackConformance):
+    config = FiniteChecksCallbackConfig(
+        label="second",
+        nonfinite_grads="skip",
+        none_grads="stop",
+        nonfinite_loss="raise",
+        nonfinite_params="raise",
+        find_module=True,
+        dump=True,
+    )
+    syncs_every_step = True
+
+
 class TestLearningRateMonitor(CallbackConformance):
     config = LearningRateMonitorConfig(log_momentum=True, log_weight_decay=True)
 
@@ -54,6 +67,18 @@ class TestNormLogging(CallbackConformance):
         log_grad_norm_per_param=float("inf"),
         log_param_norm=True,
         log_param_norm_per_param=1.0,
+    )
+
+
+class TestNormLoggingOfEverything(CallbackConformance):
+    config = NormLoggingCallbackConfig.model_validate(
+        {
+            "label": "second",
+            "exclude": ["*.bias"],
+            **dict.fromkeys(
+                (n for n in NormLoggingCallbackConfig.model_fields if n.startswith("log_")), True
+            ),
+        }
     )
 
 

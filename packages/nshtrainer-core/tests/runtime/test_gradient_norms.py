@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from nshtrainer.errors import ConfigError
 from nshtrainer.runtime.driver import attach
-from nshtrainer.runtime.gradient_norms import measure_norms
+from nshtrainer.runtime.gradient_norms import TensorGroup, measure_groups, measure_norms
 from nshtrainer.runtime.gradients import GradientRequest
 
 pytestmark = [
@@ -237,3 +237,31 @@ def test_a_norm_type_is_positive(norm_type):
     """A norm type that is none is refused with what to use."""
     with pytest.raises(ConfigError, match=r"Use 2\.0"):
         GradientRequest(totals=(norm_type,))
+
+
+def test_groups_are_measured_in_one_pass(monkeypatch):
+    """Each group has the norms that it would have alone, from one call for each norm type."""
+    torch.manual_seed(0)
+    tensors = {key: [torch.randn(5), torch.randn(2, 3)] for key in ("update", "exp_avg")}
+    groups = {
+        "update": TensorGroup(["a", "b"], tensors["update"], (2.0,), (2.0, math.inf)),
+        "exp_avg": TensorGroup(["a", "b"], tensors["exp_avg"], (2.0,)),
+        "nothing": TensorGroup([], [], (2.0,), (2.0,)),
+    }
+    passes = []
+    measured = torch._foreach_norm
+    monkeypatch.setattr(
+        torch, "_foreach_norm", lambda *a, **k: passes.append(len(a[0])) or measured(*a, **k)
+    )
+
+    found = measure_groups(groups, device=torch.device("cpu"))
+
+    assert passes == [4, 2]
+    for key, held in tensors.items():
+        flat = torch.cat([t.double().flatten() for t in held])
+        assert found[key].totals[2.0].item() == pytest.approx(flat.norm().item())
+    largest = {n: t.abs().max() for n, t in zip("ab", tensors["update"], strict=True)}
+    assert found["update"].per_parameter[math.inf] == largest
+    assert set(found["update"].per_parameter) == {2.0, math.inf}
+    assert found["exp_avg"].per_parameter == {}
+    assert (found["nothing"].totals[2.0], found["nothing"].per_parameter) == (0.0, {2.0: {}})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
@@ -23,7 +24,9 @@ _Kind: TypeAlias = tuple[torch.device, torch.dtype]
 
 __all__ = [
     "GradientNorms",
+    "TensorGroup",
     "largest_names",
+    "measure_groups",
     "measure_norms",
     "non_finite_names",
     "scale_in_place",
@@ -103,6 +106,58 @@ def measure_norms(
         per_parameter={p: dict(zip(names, each[p], strict=True)) for p in per_parameter},
         finite=None if checked is None else torch.isfinite(whole[checked]),
     )
+
+
+@dataclass(frozen=True)
+class TensorGroup:
+    """Tensors that are measured together with those of other groups, and what is wanted of them."""
+
+    names: Sequence[str]
+    """One per tensor."""
+    tensors: Sequence[Tensor]
+    """Dense, sparse or DTensor, of any devices and dtypes."""
+    totals: Collection[float] = ()
+    """Norm types wanted over all tensors of the group."""
+    per_parameter: Collection[float] = ()
+    """Norm types wanted for each tensor."""
+
+
+def measure_groups(
+    groups: Mapping[str, TensorGroup], *, device: torch.device
+) -> dict[str, GradientNorms]:
+    """Measure several groups in one fused pass for each norm type, with no host synchronization.
+
+    Args:
+        groups: Key to tensors; what a step changed and what the optimizer keeps, for example.
+        device: Where totals live, and zeros of a group without tensors.
+
+    Returns:
+        The keys of *groups* and their norms; `finite` is not filled.
+
+    As with `measure_norms`, every rank has to call where there are DTensors.
+    """
+    each: dict[str, dict[float, list[Tensor]]] = {key: {} for key in groups}
+    whole: dict[str, dict[float, Tensor]] = {key: {} for key in groups}
+    wanted = {p for group in groups.values() for p in (*group.totals, *group.per_parameter)}
+    for p in sorted(wanted):
+        asking = {k: g for k, g in groups.items() if p in g.totals or p in g.per_parameter}
+        tensors = [tensor for group in asking.values() for tensor in group.tensors]
+        kind = _one_kind(tensors)
+        norms = iter(_norms(tensors, p, None, kind))
+        for key, group in asking.items():
+            each[key][p] = list(islice(norms, len(group.tensors)))
+            if p in group.totals:
+                whole[key][p] = _combine(each[key][p], p, device, alike=kind is not None)
+    return {
+        key: GradientNorms(
+            totals=whole[key],
+            per_parameter={
+                p: dict(zip(group.names, each[key][p], strict=True)) for p in group.per_parameter
+            },
+            finite=None,
+        )
+        for key, group in groups.items()
+    }
 
 
 def non_finite_names(names: Sequence[str], grads: Sequence[Tensor]) -> list[str]:

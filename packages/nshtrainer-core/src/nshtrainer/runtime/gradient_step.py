@@ -202,7 +202,7 @@ class GradientStep:
         return largest_names(*self._present(), norm_type, self.scale, count)
 
     def largest_over_ranks(self, value: Tensor) -> Tensor:
-        """Return the largest *value* of all ranks, 0-dim; all must call.
+        """Return the largest *value* of all ranks, element by element; all must call.
 
         With several ranks NaN counts as Inf, since a reduction may drop it, and the answer is on the
         strategy's device. The host does not wait where torch.distributed does the work.

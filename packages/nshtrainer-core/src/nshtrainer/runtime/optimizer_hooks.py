@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from nshtrainer.runtime.gradient_step import GradientStep
 
-__all__ = ["ObservedOptimizer", "steps_scaled_gradients", "supports_device_skip"]
+__all__ = ["ObservedOptimizer", "plain_name", "steps_scaled_gradients", "supports_device_skip"]
 
 # Their own `step` reads `found_inf`; a subclass may override it, so the exact type counts.
 _READ_FOUND_INF: Final = frozenset({Adam, AdamW, SGD, Adagrad})
@@ -106,7 +106,7 @@ class ObservedOptimizer:
         listed = [p for group in self.optimizer.param_groups for p in group["params"]]
         ids = [id(p) for p in listed]
         if ids != self._ids:
-            known = {id(p): _plain_name(name) for name, p in pl_module.named_parameters()}
+            known = {id(p): plain_name(name) for name, p in pl_module.named_parameters()}
             self._ids = ids
             self._parameters = list({id(p): p for p in listed}.values())
             self._names = [
@@ -170,7 +170,8 @@ class ObservedOptimizer:
             self._finished(self)
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return a parameter's name without the prefixes of compiled and wrapped modules."""
     for prefix in _WRAPPER_PREFIXES:
         name = name.replace(prefix, "")
     return name

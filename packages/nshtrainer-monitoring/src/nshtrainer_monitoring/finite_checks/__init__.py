@@ -1,3 +1,3 @@
-"""Checks of gradients."""
+"""Checks of losses, gradients and parameters."""
 
 from __future__ import annotations

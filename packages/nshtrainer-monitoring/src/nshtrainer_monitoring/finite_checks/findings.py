@@ -1,16 +1,26 @@
-"""Counting non-finite gradients where they are, and saying so in few words."""
+"""Counting non-finite losses and gradients where they are, and saying so in few words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from nshtrainer.runtime.gradients import GradientStep
 from nshtrainer.runtime.step_metrics import fetch
 
-__all__ = ["SCALER_PATIENCE", "NonFiniteRecord", "Report", "Throttle", "shorten"]
+__all__ = [
+    "SCALER_PATIENCE",
+    "LossRecord",
+    "NonFiniteRecord",
+    "Report",
+    "Throttle",
+    "has_scaler",
+    "shorten",
+]
 
 SCALER_PATIENCE = 16
 """Consecutive non-finite steps after which a GradScaler is no longer searching: the scale, 65536
@@ -24,6 +34,12 @@ def shorten(names: Sequence[str]) -> str:
     shown = ", ".join(names[:_NAMES_SHOWN])
     more = len(names) - _NAMES_SHOWN
     return f"{shown} and {more} more" if more > 0 else shown
+
+
+def has_scaler(trainer: Trainer) -> bool:
+    """Whether a GradScaler is in use, for which non-finite gradients are how it finds its scale."""
+    scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler is not None and bool(scaler.is_enabled())
 
 
 class Throttle:
@@ -53,6 +69,44 @@ class Report:
         self.longest = longest
         self.first_step = first_step
         self.names = names
+
+
+class LossRecord:
+    """Non-finite losses, kept on the device until someone asks."""
+
+    def __init__(self) -> None:
+        self._in_step: Tensor | None = None
+        self._count: Tensor | None = None
+        self._first_step: Tensor | None = None
+
+    def add(self, bad: Tensor, step: int) -> None:
+        """Record one loss, at `global_step` *step*: *bad* is 0-dim; no host synchronization."""
+        self._in_step = (
+            bad if self._in_step is None else self._in_step | bad.to(self._in_step.device)
+        )
+        here = torch.full((), float(step), dtype=torch.float32, device=bad.device)
+        if self._count is None or self._first_step is None:
+            self._count, self._first_step = bad.float(), here
+            return
+        bad = bad.to(self._count.device)
+        self._first_step = torch.where(self._count > 0, self._first_step, here.to(bad.device))
+        self._count = self._count + bad
+
+    def take_step(self) -> Tensor | None:
+        """Return whether a loss since the last call was not finite; None if there was none."""
+        bad, self._in_step = self._in_step, None
+        return bad
+
+    def take(self) -> tuple[int, int] | None:
+        """Return how many were recorded since the last time, and the first one's step; None if none.
+
+        Waits for the device.
+        """
+        if self._count is None or self._first_step is None:
+            return None
+        count, first_step = fetch([self._count, self._first_step])
+        self._count = self._first_step = None
+        return (int(count), int(first_step)) if count else None
 
 
 class NonFiniteRecord:

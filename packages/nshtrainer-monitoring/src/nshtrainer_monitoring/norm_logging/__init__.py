@@ -1,3 +1,3 @@
-"""Norms of gradients and parameters."""
+"""Norms of gradients, parameters, updates and moments."""
 
 from __future__ import annotations
