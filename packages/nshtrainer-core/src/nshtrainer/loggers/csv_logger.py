@@ -36,6 +36,8 @@ class MergingWriter(ExperimentWriter):
         self.flush_every = flush_every
         self._written_at = time.monotonic()
         self._new_hparams = False
+        self._is_first_written = False
+        """Whether the first row in memory is the last one in the file."""
         super().__init__(log_dir=log_dir)
 
     @override
@@ -90,25 +92,39 @@ class MergingWriter(ExperimentWriter):
         if not path.is_file():
             return
         with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        kept = [row for row in rows if int(row["step"] or 0) < step]
-        if len(kept) < len(rows):
+            text = file.read()
+        # A row that a kill has cut off is none.
+        rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
+        # What was logged before this call, at the end of an epoch that was over, is of a step too.
+        merged: dict[str, dict[str, str]] = {}
+        for row in rows:
+            values = {k: v for k, v in row.items() if v}
+            merged.setdefault(values.get("step", "0"), {"step": "0"}).update(values)
+        kept = [row for row in merged.values() if int(row["step"]) < step]
+        if len(kept) < len(rows) or not text.endswith("\n"):
             atomic_write_text(path, self._text(kept, header=True))
+        if kept:
+            last: dict[str, Any] = {**kept[-1], "step": int(kept[-1]["step"])}
+            self.metrics = [last]  # may still grow, by the validation that follows it
+            self._is_first_written = True
 
     def _write_hparams(self) -> None:
         if self._new_hparams:
             self._new_hparams = False
             super().log_hparams({})
 
-    def _write(self, rows: list[dict[str, float]]) -> None:
+    def _write(self, rows: list[dict[str, Any]]) -> None:
         self._written_at = time.monotonic()
         if not rows:
             return
         path = Path(self.metrics_file_path)
         new = sorted({key for row in rows for key in row} - set(self.metrics_keys))
-        if new and path.is_file() and self.metrics_keys:
+        if (new or self._is_first_written) and path.is_file() and self.metrics_keys:
             with path.open(newline="") as file:
                 old = list(csv.DictReader(file))
+            if self._is_first_written:
+                old.pop()
+                self._is_first_written = False
             self.metrics_keys = sorted([*self.metrics_keys, *new])
             atomic_write_text(path, self._text([*old, *rows], header=True))
             return

@@ -54,6 +54,8 @@ class RunRecord(Callback):
         self.objects = {name: _kind(value) for name, value in (objects or {}).items()}
         self._environment: EnvironmentSnapshot | None = None
         self._writing: threading.Thread | None = None
+        self._are_logs_old = False
+        """Whether they may have rows of steps that are made again."""
         self._dumped: dict[str, Any] | None = None
         self._redacted = b""
         """What may be told of `_dumped`, pickled: each reader gets a copy of its own, fast."""
@@ -80,8 +82,14 @@ class RunRecord(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self._environment is not None:
-            _rewind_logs(trainer)
+            self._are_logs_old = trainer.global_step > 0
             self.__dict__.pop("on_train_batch_start", None)
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A run that was saved before a validation goes on with it; the last step's row is complete.
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._rewind_logs(trainer, batches_that_stepped(trainer) + 1)
 
     @override
     def on_train_batch_start(
@@ -89,6 +97,7 @@ class RunRecord(Callback):
     ) -> None:
         """At the first batch: begin to write the record."""
         silence_unused_hooks(self, "on_train_batch_start")
+        self._rewind_logs(trainer, batches_that_stepped(trainer))
         if trainer.is_global_zero and self._environment is not None:
             config, metadata = self._config_as_data(), self._metadata()
             self._writing = threading.Thread(
@@ -98,6 +107,18 @@ class RunRecord(Callback):
                 daemon=True,
             )
             self._writing.start()
+
+    def _rewind_logs(self, trainer: Trainer, step: int) -> None:
+        """A resumed run logs the steps after its checkpoint again; each step keeps one row.
+
+        Not in `on_train_start`: there Lightning has not yet counted the batch of the checkpoint.
+        """
+        if not self._are_logs_old:
+            return
+        self._are_logs_old = False
+        for logger in trainer.loggers:
+            if isinstance(logger, MergingCSVLogger):
+                logger.rewind(step)
 
     def _begin(self, trainer: Trainer, config: dict[str, Any], metadata: dict[str, Any]) -> None:
         try:
@@ -233,15 +254,6 @@ def _surroundings(environment: EnvironmentSnapshot | None) -> dict[str, Any]:
         {} if environment is None else environment.result(timeout=0, packages=_TRAINING_PACKAGES)
     )
     return {"plugins": active_plugins(), "environment": found}
-
-
-def _rewind_logs(trainer: Trainer) -> None:
-    """A resumed run logs the steps after its checkpoint again; each step keeps one row."""
-    step = batches_that_stepped(trainer)
-    if step > 0:
-        for logger in trainer.loggers:
-            if isinstance(logger, MergingCSVLogger):
-                logger.rewind(step)
 
 
 def active_plugins() -> dict[str, str]:
