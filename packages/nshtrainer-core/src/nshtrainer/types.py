@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 __all__ = [
     "MAX_INT",
     "Fraction",
+    "Glob",
     "Int",
     "MetricName",
     "NonNegativeFloat",
@@ -70,6 +71,9 @@ NonNegativeFloat = Annotated[Real, Field(ge=0)]
 """A number from 0; infinity allowed."""
 Fraction = Annotated[Real, Field(ge=0, le=1)]
 """A number in [0, 1]."""
+Glob = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+"""A shell pattern over names or paths, such as `encoder.*`; not empty."""
+
 MetricName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 """The name of a logged metric, not empty."""
 

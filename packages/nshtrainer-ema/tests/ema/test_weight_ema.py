@@ -211,7 +211,7 @@ def test_a_glob_that_matches_nothing_is_refused(option):
 
 def test_a_choice_that_leaves_nothing_is_refused():
     """An average of nothing is not what anybody wants."""
-    with pytest.raises(ConfigError, match="leave nothing"):
+    with pytest.raises(ConfigError, match="leave no parameter or buffer"):
         WeightEMA(net(), decay=0.8, exclude=["*"])
 
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from nshtrainer.config import Config
-from nshtrainer.types import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
+from nshtrainer.types import Fraction, Glob, NonNegativeInt, PositiveFloat, PositiveInt
 
 __all__ = ["AverageOptions", "Buffers", "Warmup"]
 
 Warmup = Literal["inverse_power", "bias_correction", "half_life", "tensorflow", "linear"]
 Buffers = Literal["copy", "average", "keep"]
 RelativeWidth = Annotated[PositiveFloat, Field(lt=12**-0.5)]
-Glob = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 _OF_WARMUP: dict[str, str] = {
     "warmup_power": "inverse_power",

@@ -1,48 +1,18 @@
-"""Which tensors of a module have an average."""
+"""What of a module can have an average, and whether it is still the same."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from nshtrainer.errors import ConfigError
+from nshtrainer.selection import NameSelection
 
-__all__ = ["BufferSlot", "ModuleContent", "Selection", "buffer_slots"]
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Names that match one of *include* (None is all) and none of *exclude*; globs."""
-
-    include: Sequence[str] | None
-    exclude: Sequence[str]
-
-    def __contains__(self, name: str) -> bool:
-        taken = self.include is None or any(fnmatchcase(name, glob) for glob in self.include)
-        return taken and not any(fnmatchcase(name, glob) for glob in self.exclude)
-
-    def check(self, names: Collection[str]) -> None:
-        """Refuse globs that match nothing: they are written with some tensor in mind.
-
-        Raises:
-            ConfigError: One of them is none of *names*.
-        """
-        for option, globs in (("include", self.include or ()), ("exclude", self.exclude)):
-            for glob in globs:
-                if not any(fnmatchcase(name, glob) for name in names):
-                    some = ", ".join(sorted(names)[:5])
-                    raise ConfigError(
-                        f"ema: `{option}` has {glob!r}, which matches no parameter or buffer of the "
-                        f"module; names there are {some}{', ...' if len(names) > 5 else ''}"
-                    )
-        if names and not any(name in self for name in names):
-            raise ConfigError("ema: `include` and `exclude` leave nothing of the module to average")
+__all__ = ["BufferSlot", "ModuleContent", "buffer_slots"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +59,7 @@ def _same(ours: list[Any], theirs: list[Any]) -> bool:
     return len(ours) == len(theirs) and all(map(operator.is_, ours, theirs))
 
 
-def buffer_slots(module: nn.Module, selection: Selection) -> Iterator[BufferSlot]:
+def buffer_slots(module: nn.Module, selection: NameSelection) -> Iterator[BufferSlot]:
     """Yield the persistent buffers of *module* that are selected, each once."""
     seen: set[int] = set()
     modules = cast("Iterator[tuple[str, nn.Module]]", module.named_modules())

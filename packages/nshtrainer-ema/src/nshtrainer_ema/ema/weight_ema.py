@@ -14,11 +14,12 @@ from torch.nn.parameter import is_lazy
 
 from nshtrainer.errors import NshTrainerError
 from nshtrainer.runtime.weights import WeightSwap
+from nshtrainer.selection import NameSelection
 
 from .averaging import Averaging, Workspace, pack, update_average
 from .options import AverageOptions
 from .schedule import DecaySchedule, schedules_of
-from .selection import BufferSlot, ModuleContent, Selection, buffer_slots
+from .selection import BufferSlot, ModuleContent, buffer_slots
 from .shards import is_sharded, like, local
 
 __all__ = ["UnsupportedParameterError", "WeightEMA"]
@@ -122,7 +123,9 @@ class WeightEMA:
         if options is not None and fields:
             raise TypeError("give AverageOptions or their fields as keywords, not both")
         self.options = AverageOptions.model_validate(fields) if options is None else options
-        self.selection = Selection(self.options.include, self.options.exclude)
+        self.selection = NameSelection(
+            self.options.include, self.options.exclude, owner="ema", what="parameter or buffer"
+        )
         self._averages = {
             label: _Average(schedule) for label, schedule in schedules_of(self.options).items()
         }

@@ -23,11 +23,12 @@ from nshtrainer.runtime.gradient_norms import (
 from nshtrainer.runtime.gradients import GradientRequest, GradientStep
 from nshtrainer.runtime.optimizer_hooks import plain_name
 from nshtrainer.runtime.step_metrics import log_step_metrics
+from nshtrainer.selection import NameSelection
 
 from .config import NormLoggingCallbackConfig
 from .modules import ModuleNorms
 from .updates import change_in_place, copies, moments, ratio, ratios
-from .wanted import Selection, Wanted, single_norms, total_norms
+from .wanted import Wanted, single_norms, total_norms
 
 __all__ = ["NormLoggingCallback"]
 
@@ -71,7 +72,9 @@ class NormLoggingCallback(ConfiguredCallback[NormLoggingCallbackConfig]):
         self._update = Wanted.of(self.config, "log_update_norm")
         self._ratio = Wanted.of(self.config, "log_update_ratio")
         self._moment = Wanted.of(self.config, "log_moment_norm")
-        self._selection = Selection(self.config.include, self.config.exclude)
+        self._selection = NameSelection(
+            self.config.include, self.config.exclude, owner="norm_logging"
+        )
         self._suffix = f"/{self.config.label}" if self.config.label else ""
         self._forget()
 

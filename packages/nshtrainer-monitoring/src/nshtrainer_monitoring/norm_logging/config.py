@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, StrictBool, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StrictBool, model_validator
 from typing_extensions import Self, override
 
 from nshtrainer.callbacks.base import CallbackConfigBase, callback_registry
-from nshtrainer.types import PositiveFloat, PositiveInt
+from nshtrainer.types import Glob, PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
 
     from nshtrainer.trainer.config import TrainerConfig
 
-__all__ = ["Glob", "NormLoggingCallbackConfig", "NormType"]
+__all__ = ["NormLoggingCallbackConfig", "NormType"]
 
 
 def _number_in_text(value: Any) -> Any:
@@ -31,8 +31,6 @@ def _number_in_text(value: Any) -> Any:
 
 NormType: TypeAlias = Annotated[StrictBool | PositiveFloat, BeforeValidator(_number_in_text)]
 """False: not logged. True: the 2-norm. A number above 0, or `inf`: that p-norm."""
-
-Glob: TypeAlias = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 @callback_registry.register
