@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -187,3 +193,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "nshtrainer-monitoring" in str(item.path):
             for entry in noise:
                 item.add_marker(pytest.mark.filterwarnings(entry))
+
+
+@pytest.fixture(scope="session")
+def run_on_two_ranks() -> Callable[..., tuple[list[Any], list[str]]]:
+    """Runs the text of a script on two gloo ranks; gives what each wrote to `rank{i}.json`, and its output."""
+
+    def run(script: str, folder: Path, mode: str) -> tuple[list[Any], list[str]]:
+        path = folder / "train.py"
+        path.write_text(script)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        env |= {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        env |= {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, str(path), str(folder), mode],
+                env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+        outputs = [process.communicate(timeout=300)[0] for process in ranks]
+        results = [folder / f"rank{rank}.json" for rank in range(2)]
+        assert all(result.exists() for result in results), "\n".join(outputs)
+        return [json.loads(result.read_text()) for result in results], outputs
+
+    return run

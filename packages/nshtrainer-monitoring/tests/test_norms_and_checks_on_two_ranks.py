@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
@@ -110,34 +104,9 @@ if error:
 """
 
 
-def run(tmp_path, mode):
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    env |= {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path), mode],
-            env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"}
-            | {"TORCHELASTIC_RUN_ID": "test"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in ranks]
-    results = [tmp_path / f"rank{rank}.json" for rank in range(2)]
-    assert all(path.exists() for path in results), "\n".join(outputs)
-    return [json.loads(path.read_text()) for path in results]
-
-
-def test_norms_of_sharded_weights_are_those_of_the_whole(tmp_path):
+def test_norms_of_sharded_weights_are_those_of_the_whole(run_on_two_ranks, tmp_path):
     """With FSDP2 each rank logs what one process would measure of the whole tensors."""
-    for result in run(tmp_path, "sharded"):
+    for result in run_on_two_ranks(SCRIPT, tmp_path, "sharded")[0]:
         assert result["error"] == ""
         assert len(result["truth"]) == 6
         for name, expected in result["truth"].items():
@@ -145,9 +114,9 @@ def test_norms_of_sharded_weights_are_those_of_the_whole(tmp_path):
 
 
 @pytest.mark.parametrize(("action", "steps"), [("raise", 3), ("stop", 3), ("skip", 8)])
-def test_a_finding_of_one_rank_counts_for_both(tmp_path, action, steps):
+def test_a_finding_of_one_rank_counts_for_both(run_on_two_ranks, tmp_path, action, steps):
     """Both ranks end, or go on, alike and with sound weights; none waits for the other."""
-    zero, one = run(tmp_path, action)
+    zero, one = run_on_two_ranks(SCRIPT, tmp_path, action)[0]
 
     assert zero["steps"] == one["steps"] == steps
     for rank, result in enumerate((zero, one)):

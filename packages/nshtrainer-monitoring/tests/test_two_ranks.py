@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
@@ -72,35 +66,9 @@ if error:
 """
 
 
-def run(tmp_path, mode):
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    env |= {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    command = [sys.executable, str(script), str(tmp_path), mode]
-    ranks = [
-        subprocess.Popen(
-            command,
-            env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"}
-            | {"TORCHELASTIC_RUN_ID": "test"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in ranks]
-    results = [tmp_path / f"rank{rank}.json" for rank in range(2)]
-    assert all(path.exists() for path in results), "\n".join(outputs)
-    return [json.loads(path.read_text()) for path in results], outputs
-
-
-def test_ranks_agree_and_only_rank_zero_prints(tmp_path):
+def test_ranks_agree_and_only_rank_zero_prints(run_on_two_ranks, tmp_path):
     """Metrics are equal on both ranks (the slowest one's time too); the table is printed once."""
-    (zero, one), outputs = run(tmp_path, "fine")
+    (zero, one), outputs = run_on_two_ranks(SCRIPT, tmp_path, "fine")
 
     assert zero["error"] == one["error"] == ""
     assert zero["metrics"] == one["metrics"]
@@ -111,9 +79,9 @@ def test_ranks_agree_and_only_rank_zero_prints(tmp_path):
     assert ["val/loss" in output for output in outputs] == [True, False]
 
 
-def test_every_rank_stops_before_the_bad_step(tmp_path):
+def test_every_rank_stops_before_the_bad_step(run_on_two_ranks, tmp_path):
     """A NaN on one rank is in the gradients of both, and both stop with sound weights."""
-    results, outputs = run(tmp_path, "nan")
+    results, outputs = run_on_two_ranks(SCRIPT, tmp_path, "nan")
 
     for result in results:
         assert result["error"].startswith("NonFiniteGradientError"), outputs
@@ -121,25 +89,25 @@ def test_every_rank_stops_before_the_bad_step(tmp_path):
         assert result["finite"]
 
 
-def test_every_rank_reports_a_missing_metric(tmp_path):
+def test_every_rank_reports_a_missing_metric(run_on_two_ranks, tmp_path):
     """No rank goes on alone when a required metric is missing."""
-    results, outputs = run(tmp_path, "typo")
+    results, outputs = run_on_two_ranks(SCRIPT, tmp_path, "typo")
 
     assert all(r["error"].startswith("ConfigError: after the sanity") for r in results), outputs
 
 
-def test_every_rank_reports_what_one_of_them_lacks(tmp_path):
+def test_every_rank_reports_what_one_of_them_lacks(run_on_two_ranks, tmp_path):
     """A metric that one rank does not log stops all of them, with the name of the rank."""
-    results, outputs = run(tmp_path, "one")
+    results, outputs = run_on_two_ranks(SCRIPT, tmp_path, "one")
 
     for result in results:
         assert "missing on rank 1" in result["error"], outputs
         assert result["step"] == 0
 
 
-def test_values_that_differ_between_ranks_are_found(tmp_path):
+def test_values_that_differ_between_ranks_are_found(run_on_two_ranks, tmp_path):
     """A metric without sync_dist, the cause of ranks that disagree on what is best, is named."""
-    results, outputs = run(tmp_path, "unsynced")
+    results, outputs = run_on_two_ranks(SCRIPT, tmp_path, "unsynced")
 
     for result in results:
         assert "'val/loss' differs between ranks (rank 0: " in result["error"], outputs

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from operator import attrgetter
+from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -47,7 +47,8 @@ class _Run(NamedTuple):
     """Averages that lie side by side, and so can be moved as one."""
 
     flat: Tensor
-    indices: list[int]
+    take: Callable[[list[Tensor]], Sequence[Tensor]]
+    """Gives their weights, of all."""
     is_flat: bool
     """Whether their weights need not be flattened."""
 
@@ -103,7 +104,7 @@ class Averaging:
         self, run: _Run, weights: list[Tensor], weight: float | Tensor, where: Tensor | None
     ) -> None:
         """Collect the small ones, cast them as one and move as one."""
-        sources = [weights[i] for i in run.indices]
+        sources = run.take(weights)
         if not run.is_flat:
             sources = [source.reshape(-1) for source in sources]
         flat, first = run.flat, sources[0]
@@ -219,7 +220,11 @@ def _run(averages: list[Tensor], weights: list[Tensor], indices: list[int]) -> _
     first = averages[indices[0]]
     size = sum(averages[i].numel() for i in indices)
     flat = first.as_strided((size,), (1,), first.storage_offset())
-    return _Run(flat, indices, all(weights[i].dim() == 1 for i in indices))
+    if indices == list(range(indices[0], indices[-1] + 1)):
+        take: Any = itemgetter(slice(indices[0], indices[-1] + 1))
+    else:
+        take = itemgetter(*indices)
+    return _Run(flat, take, all(weights[i].dim() == 1 for i in indices))
 
 
 def _neighbours(averages: list[Tensor], indices: list[int]) -> Iterator[list[int]]:

@@ -15,6 +15,9 @@ from nshtrainer.selection import NameSelection
 __all__ = ["BufferSlot", "ModuleContent", "buffer_slots"]
 
 
+_requires_grad = operator.attrgetter("requires_grad")
+
+
 @dataclass(frozen=True)
 class BufferSlot:
     """The place of a buffer; a forward pass may put another tensor there."""
@@ -51,8 +54,8 @@ class ModuleContent:
 
     def _look(self) -> tuple[list[Any], list[Any], list[bool]]:
         children = [c for m in self._modules for c in m._modules.values()]  # pyright: ignore[reportPrivateUsage] -- `children` takes each once, which is slow
-        parameters = [p for m in self._modules for p in m._parameters.values()]  # pyright: ignore[reportPrivateUsage] -- as above
-        return children, parameters, [p is not None and p.requires_grad for p in parameters]
+        parameters = [p for m in self._modules for p in m._parameters.values() if p is not None]  # pyright: ignore[reportPrivateUsage] -- as above
+        return children, parameters, list(map(_requires_grad, parameters))
 
 
 def _same(ours: list[Any], theirs: list[Any]) -> bool:
