@@ -104,7 +104,7 @@ class Averaging:
         self, run: _Run, weights: list[Tensor], weight: float | Tensor, where: Tensor | None
     ) -> None:
         """Collect the small ones, cast them as one and move as one."""
-        sources = run.take(weights)
+        sources = list(run.take(weights))
         if not run.is_flat:
             sources = [source.reshape(-1) for source in sources]
         flat, first = run.flat, sources[0]
