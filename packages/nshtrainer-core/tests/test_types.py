@@ -21,6 +21,7 @@ TAKES: dict[str, list[Any]] = {
     "PositiveFloat": [1, 5e-324, INF],
     "NonNegativeFloat": [0, 0.0, INF],
     "Fraction": [0, 1, 0.5],
+    "Glob": ["*", "encoder.*"],
     "MetricName": ["loss", "val/loss", "0"],
     "PlainData": [None, True, 1, 1.5, "a", [1, [2]], {"a": {"b": None}}],
 }
@@ -32,6 +33,7 @@ REFUSES: dict[str, list[Any]] = {
     "PositiveFloat": [0, -1, -INF, math.nan, "nan", True, "2"],
     "NonNegativeFloat": [-1, -5e-324, math.nan, False],
     "Fraction": [-0.1, 1.1, INF, math.nan, True, "0.5"],
+    "Glob": ["", " ", 3, None],
     "MetricName": ["", " ", "\n", 3, None],
     "PlainData": [INF, math.nan, {1}, {1: 2}, object(), b"x", 1j, "\ud800", {"\ud800": 1}, 2**1024],
 }
