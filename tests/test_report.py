@@ -97,3 +97,20 @@ def test_a_checkpoint_that_is_not_whole_is_told(tmp_path: Path):
         states.values()
     )
     assert marked(root) == ([], [])
+
+
+def test_an_evaluation_afterwards_is_no_step_and_no_epoch(tmp_path: Path):
+    """It logs at the step after the last one, and the epoch of the checkpoint that it was of."""
+    root = train(
+        tmp_path, checkpoint_saving={"checkpoint_callbacks": [{"name": "last_checkpoint"}]}
+    )
+    config = TrainerConfig.from_file(root / "config.yaml")
+    saved = [s for s in read_checkpoints(root) if s.step]
+    trainer = Trainer(config)
+    trainer.fit(TinyModule(), datamodule=TinyDataModule(), ckpt_path="last")
+    trainer.validate(ckpt_path=str(saved[0].path), datamodule=TinyDataModule())
+    CliRunner().invoke(app, ["report", str(root)])
+    text = (root / "report.html").read_text(encoding="utf-8")
+
+    assert f"<dt>steps</dt><dd>{saved[0].step}<" in text
+    assert "<dt>epochs</dt><dd>3<" in text

@@ -60,18 +60,15 @@ def head_of(run: RunData) -> str:
 
 def _tiles(run: RunData) -> list[tuple[str, str, str]]:
     series, config = run.metrics.series, run.config
-    last = run.metrics.last_step
-    epochs = series.get("computed_epoch") or series.get("epoch")
     limit = config.get("max_epochs")
     best, primary = best_of(run), run.primary
     skipped = series.get(_SKIPPED)
     size = sum(s.size for s in run.checkpoints)
     count = len(run.checkpoints)
     written = datetime.fromtimestamp(run.written).astimezone() if run.written else None
-    steps = "" if last is None else number(last + 1)
     return [
-        ("steps", steps, _of(config.get("max_steps"))),
-        ("epochs", number(epochs.ys[-1]) if epochs else "", _of(limit)),
+        ("steps", _steps(run), _of(config.get("max_steps"))),
+        ("epochs", _epochs(run), _of(limit)),
         (
             f"best {primary[0]}" if primary else "",
             number(best[1]) if best else "",
@@ -82,6 +79,22 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
         ("checkpoints", str(count) if count else "", size_of(size) if count else ""),
         ("last written", _when(written, "%H:%M"), _when(written, "%Y-%m-%d %Z")),
     ]
+
+
+def _steps(run: RunData) -> str:
+    """How many were made: rows count from 0, but those of an evaluation after the last step."""
+    last = run.metrics.last_step
+    if last is None:
+        return ""
+    is_after = max((s.step or 0 for s in run.checkpoints), default=0) == last
+    return number(last if is_after else last + 1)
+
+
+def _epochs(run: RunData) -> str:
+    """How many were made; an evaluation of an earlier checkpoint tells a smaller number later."""
+    series = run.metrics.series.get("computed_epoch") or run.metrics.series.get("epoch")
+    known = [y for y in series.ys if math.isfinite(y)] if series else []
+    return number(max(known)) if known else ""
 
 
 def _of(limit: Any) -> str:
@@ -326,15 +339,14 @@ def head_of_comparison(runs: Sequence[RunData]) -> str:
     head = ("run", "status", "steps", "epochs", "best", "at step", "trained for", "folder")
     rows: list[tuple[str, ...]] = []
     for index, run in enumerate(runs):
-        best, last = best_of(run), run.metrics.last_step
-        epochs = run.metrics.series.get("computed_epoch") or run.metrics.series.get("epoch")
+        best = best_of(run)
         name = f"{run.primary[0]} " if run.primary else ""
         rows.append(
             (
                 f'<span class="key k{index % 8}"><i></i>{esc(run.label)}</span>',
                 _badge(run),
-                "" if last is None else number(last + 1),
-                esc(_last(epochs)),
+                _steps(run),
+                _epochs(run),
                 f"{esc(name)}<b>{esc(number(best[1]))}</b>" if best else "",
                 number(best[0]) if best else "",
                 esc(duration(run.seconds)),
