@@ -3,6 +3,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -99,3 +101,38 @@ def test_lasting_memory_is_that_of_plain_tensors_on_the_cpu():
         b.data_ptr(): 16,
         tied.untyped_storage().data_ptr(): 40,
     }
+
+
+SAVING_LATE = """
+import concurrent.futures.thread as futures
+import sys, time
+import torch
+from pathlib import Path
+from nshtrainer_checkpoint.background import Background
+from nshtrainer_checkpoint.streaming import StreamingCheckpointIO
+
+def save():
+    while not futures._shutdown:
+        time.sleep(0.01)  # the interpreter has begun to end
+    stream = StreamingCheckpointIO(None, {"w"})
+    stream.save_checkpoint({"state_dict": {"w": torch.ones(100_000)}}, sys.argv[1])
+    size, sha256 = stream.finish()
+    Path(sys.argv[1] + ".sha256").write_text(sha256)
+
+background = Background()
+background.submit(save)
+"""
+
+
+def test_a_save_is_finished_while_the_interpreter_waits_for_it(tmp_path):
+    """No executor takes work then, and from Python 3.12 on no thread starts."""
+    path = tmp_path / "late.ckpt"
+    done = subprocess.run(
+        [sys.executable, "-c", SAVING_LATE, str(path)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert torch.load(path, weights_only=True)["state_dict"]["w"].sum() == 100_000
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert Path(f"{path}.sha256").read_text() == digest

@@ -122,10 +122,15 @@ class DigestingFile:
             return None
         self._hash_small()
         if self._thread is None:
-            self._thread = threading.Thread(
+            thread = threading.Thread(
                 target=self._run, name="nshtrainer-checkpoint-digest", daemon=True
             )
-            self._thread.start()
+            try:
+                thread.start()
+            except RuntimeError:  # the interpreter is ending, and waits for this save
+                self._digest.update(data)
+                return None
+            self._thread = thread
         self._queue.put(data)
         if self._lasting.get(_address(data), 0) >= len(data):
             return None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import Callable, Collection, Generator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -94,16 +94,10 @@ def _write(
 ) -> tuple[int, str]:
     digesting: DigestingFile | None = None
     try:
-        with (
-            ThreadPoolExecutor(1) as pool,
-            path.open("wb") as file,
-            DigestingFile(file, lasting_memory(checkpoint)) as digesting,
-        ):
+        with path.open("wb") as file, DigestingFile(file, lasting_memory(checkpoint)) as digesting:
             torch.save(checkpoint, digesting)  # pyright: ignore[reportArgumentType] -- all it needs of a file
             file.flush()
-            flushed = pool.submit(_sync, file.fileno())  # and the digest is completed
-            meanwhile()
-            flushed.result()
+            _sync_during(file.fileno(), meanwhile)  # and the digest is completed
     except BaseException as error:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
@@ -128,6 +122,32 @@ def _all_finite(state_dict: Any, parameters: Collection[str]) -> bool | None:
     if all(torch.stack(sums).isfinite().all() for sums in by_device.values()):
         return True
     return all(bool(t.isfinite().all()) for t in floating)  # the sum itself may have overflowed
+
+
+def _sync_during(descriptor: int, work: Callable[[], None]) -> None:
+    """Do *work* while the disk is busy; both are over when this returns or raises."""
+    failed: list[OSError] = []
+
+    def sync() -> None:
+        try:
+            _sync(descriptor)
+        except OSError as error:
+            failed.append(error)
+
+    # No executor: those take no work any more while the interpreter waits for the last save.
+    thread = threading.Thread(target=sync, name="nshtrainer-checkpoint-flush")
+    try:
+        thread.start()
+    except RuntimeError:  # from Python 3.12 on no thread starts then
+        sync()
+        work()
+    else:
+        try:
+            work()
+        finally:
+            thread.join()
+    if failed:
+        raise failed[0]
 
 
 def _sync(descriptor: int) -> None:

@@ -66,6 +66,22 @@ def test_a_run_trains_logs_and_records_itself(tmp_path: Path):
     assert (tmp_path / "nshtrainer_logs" / ".gitignore").read_text().splitlines()[-1] == "*"
 
 
+def test_a_run_that_fails_before_its_first_batch_is_recorded_too(tmp_path: Path):
+    """Otherwise nobody could tell what it was that failed."""
+
+    class Failing(Callback):
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            raise RuntimeError("no data")
+
+    trainer = Trainer(config(tmp_path), callbacks=[Failing()])
+    with pytest.raises(RuntimeError, match="no data"):
+        trainer.fit(TinyModule(), datamodule=TinyDataModule())
+
+    root = trainer.config.run.directory.root
+    assert json.loads((root / "run.json").read_text())["status"] == "stopped by RuntimeError"
+    assert TrainerConfig.from_file(root / "config.yaml").id == trainer.config.run.id
+
+
 def test_no_secret_reaches_any_file_of_the_run(tmp_path: Path):
     """A token in the config is redacted in the record, the hyper-parameters and the config."""
     secret = "ghp_" + "Zx9" * 12

@@ -117,14 +117,14 @@ class MergingWriter(ExperimentWriter):
         self._written_at = time.monotonic()
         if not rows:
             return
+        is_first_written, self._is_first_written = self._is_first_written, False
         path = Path(self.metrics_file_path)
         new = sorted({key for row in rows for key in row} - set(self.metrics_keys))
-        if (new or self._is_first_written) and path.is_file() and self.metrics_keys:
+        if (new or is_first_written) and path.is_file() and self.metrics_keys:
             with path.open(newline="") as file:
                 old = list(csv.DictReader(file))
-            if self._is_first_written:
+            if is_first_written:
                 old.pop()
-                self._is_first_written = False
             self.metrics_keys = sorted([*self.metrics_keys, *new])
             atomic_write_text(path, self._text([*old, *rows], header=True))
             return

@@ -54,6 +54,8 @@ class RunRecord(Callback):
         self.objects = {name: _kind(value) for name, value in (objects or {}).items()}
         self._environment: EnvironmentSnapshot | None = None
         self._writing: threading.Thread | None = None
+        self._is_due = False
+        """Whether training has started, and the record has not."""
         self._are_logs_old = False
         """Whether they may have rows of steps that are made again."""
         self._dumped: dict[str, Any] | None = None
@@ -83,6 +85,7 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self._environment is not None:
             self._are_logs_old = trainer.global_step > 0
+            self._is_due = True
             self.__dict__.pop("on_train_batch_start", None)
 
     @override
@@ -98,7 +101,8 @@ class RunRecord(Callback):
         """At the first batch: begin to write the record."""
         silence_unused_hooks(self, "on_train_batch_start")
         self._rewind_logs(trainer, batches_that_stepped(trainer))
-        if trainer.is_global_zero and self._environment is not None:
+        if self._is_due:
+            self._is_due = False
             config, metadata = self._config_as_data(), self._metadata()
             self._writing = threading.Thread(
                 target=self._begin,
@@ -144,9 +148,15 @@ class RunRecord(Callback):
 
     def _finish(self, trainer: Trainer, status: str) -> None:
         writing, self._writing = self._writing, None
-        if writing is None or self._environment is None:  # no batch was trained
+        if self._is_due:  # it ends before its first batch
+            self._is_due = False
+            self._begin(trainer, self._config_as_data(), self._metadata())
+        elif writing is not None:
+            writing.join()
+        else:
             return
-        writing.join()
+        if self._environment is None:
+            return
         try:
             environment = self._environment.result(timeout=5)
             self._write(trainer, self._metadata(), environment=environment, status=status)
