@@ -26,11 +26,14 @@ from nshtrainer.demo.config import demo_config
 from nshtrainer.demo.digits import DigitsModel
 from nshtrainer.trainer.config import SLOTS
 
+from .every_family import every_family
 from .method import Sample
 
 __all__ = [
     "BATCH_SIZE",
     "DYNAMICS",
+    "EVERYTHING",
+    "EVERY_STEP",
     "NETS",
     "STARTS",
     "STEPS",
@@ -45,6 +48,9 @@ __all__ = [
 BATCH_SIZE = 64
 _LOG_EVERY = 50
 _DECAY = 0.999
+
+# Private in torch; there is no public form of the foreach functions.
+_torch: Any = torch
 
 MakeTrainer = Callable[[Path, Callback], pl.Trainer]
 """Makes a trainer that writes below a folder and has the given callback besides its own."""
@@ -152,13 +158,65 @@ def _dynamics_trainer(folder: Path, stamps: Callback) -> pl.Trainer:
     return _lightning(folder, [*ours, stamps])
 
 
-def _lightning(folder: Path, callbacks: list[Callback]) -> pl.Trainer:
+class _Kernels(Callback):
+    """One norm of all gradients and one average of all weights, as bare calls into torch."""
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.weights = list(pl_module.parameters())
+        self.averages = [weight.detach().clone() for weight in self.weights]
+
+    @override
+    def on_before_optimizer_step(self, *args: Any) -> None:
+        norms = _torch._foreach_norm([weight.grad for weight in self.weights])
+        torch.linalg.vector_norm(torch.stack(norms))
+
+    @override
+    @torch.no_grad()
+    def on_train_batch_end(self, *args: Any) -> None:
+        _torch._foreach_lerp_(self.averages, self.weights, 1 - _DECAY)
+
+
+def _kernels_trainer(folder: Path, stamps: Callback) -> pl.Trainer:
+    """Lightning and the calls without which there is neither a norm nor an average."""
+    return _lightning(folder, [_Kernels(), stamps])
+
+
+def _every_callback_trainer(folder: Path, stamps: Callback) -> pl.Trainer:
+    """Ours with every callback of every family; what talks to wandb is no part of it."""
+    return _every_callback(folder, stamps, log_every=_LOG_EVERY)
+
+
+def _every_step_trainer(folder: Path, stamps: Callback) -> pl.Trainer:
+    """The same, logging at every step."""
+    return _every_callback(folder, stamps, log_every=1)
+
+
+def _lightning_every_step_trainer(folder: Path, stamps: Callback) -> pl.Trainer:
+    """Lightning alone, logging at every step."""
+    return _lightning(folder, [stamps], log_every_n_steps=1)
+
+
+def _every_callback(folder: Path, stamps: Callback, *, log_every: int) -> pl.Trainer:
+    per_parameter = dict.fromkeys(("log_grad_norm_per_param", "log_param_norm_per_param"), True)
+    plain = every_family()
+    plain["log_norms"] |= per_parameter
+    plain["loggers"] = [{"name": "csv"}]
+    plain["directory"] = {"project_root": folder}
+    plain |= {**_SETTINGS, "log_every_n_steps": log_every}
+    for callback in plain["callbacks"]:
+        if callback["name"] == "gradient_skipping":
+            callback |= {"threshold": 1e9, "start_after_n_steps": 0}
+    return Trainer(TrainerConfig.model_validate(plain), callbacks=[stamps])
+
+
+def _lightning(folder: Path, callbacks: list[Callback], **settings: Any) -> pl.Trainer:
     return pl.Trainer(
         callbacks=callbacks,
         logger=CSVLogger(folder),
         enable_checkpointing=False,
         default_root_dir=folder,
-        **_SETTINGS,
+        **{**_SETTINGS, **settings},
     )
 
 
@@ -253,9 +311,15 @@ STARTS: dict[str, MakeTrainer] = {
 """Those whose way to the first batch is compared."""
 
 DYNAMICS = "Lightning, our EMA, gradient skipping and shared parameters"
+EVERYTHING = "nshtrainer, every callback"
+EVERY_STEP = "nshtrainer, every callback, logging at every step"
 STEPS: dict[str, MakeTrainer] = {
-    **TRAINERS,
+    "Lightning": _plain_trainer,
+    "Lightning, one foreach norm and one foreach average": _kernels_trainer,
     "Lightning, its EMAWeightAveraging": _lightning_average_trainer,
     DYNAMICS: _dynamics_trainer,
+    EVERYTHING: _every_callback_trainer,
+    "Lightning, logging at every step": _lightning_every_step_trainer,
+    EVERY_STEP: _every_step_trainer,
 }
 """Those whose steps are compared on the deep net; the demo's shares no parameters."""

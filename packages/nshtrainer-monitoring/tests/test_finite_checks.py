@@ -74,6 +74,24 @@ def test_warn_reports_at_the_logging_step(poisoned, make_trainer, caplog):
     assert "the first one at step 1, in second.weight, second.bias." in message
 
 
+@pytest.mark.parametrize("bad_at", [1, 2, 3])
+def test_offenders_are_named_where_gradients_come_and_go(poisoned, make_trainer, caplog, bad_at):
+    """A parameter without a gradient at some steps does not shift the names of the others."""
+
+    class ComesAndGoes(poisoned):
+        def on_after_backward(self):
+            super().on_after_backward()
+            if self.trainer.global_step % 2:
+                self.first.weight.grad = None
+
+    callback = FiniteChecksCallback(none_grads="ignore")
+    trainer = make_trainer(callback, log_every_n_steps=6, max_epochs=2)
+
+    trainer.fit(ComesAndGoes(at={bad_at, 5}))
+
+    assert any("in second.weight, second.bias." in message for message in warnings(caplog))
+
+
 def test_findings_after_the_last_logging_step_are_reported(poisoned, make_trainer, caplog):
     """What was found last is reported when training ends."""
     make_trainer(FiniteChecksCallback(), log_every_n_steps=50).fit(poisoned(at={5}))

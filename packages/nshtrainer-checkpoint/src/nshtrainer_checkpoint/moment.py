@@ -11,7 +11,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Generator
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard, runtime_checkable
 from weakref import WeakKeyDictionary, proxy
 
 from lightning.pytorch.trainer.states import TrainerFn
@@ -119,7 +119,18 @@ def _session_of(trainer: Trainer) -> _Session:
 
 def participants_of(trainer: Trainer) -> list[Participant]:
     """Our checkpoint callbacks that save at moments, in the trainer's order."""
-    return [c for c in trainer.checkpoint_callbacks if isinstance(c, Participant)]
+    return [c for c in trainer.checkpoint_callbacks if _participates(c)]
+
+
+def _participates(callback: object) -> TypeGuard[Participant]:
+    """Whether *callback* is a `Participant`; asked at every step, and the check is a slow one."""
+    kind = type(callback)
+    if kind not in _kinds:
+        _kinds[kind] = isinstance(callback, Participant)
+    return _kinds[kind]
+
+
+_kinds: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
 
 
 def happen(caller: Participant, trainer: Trainer, moment: Moment) -> None:
@@ -129,6 +140,8 @@ def happen(caller: Participant, trainer: Trainer, moment: Moment) -> None:
         OSError: A checkpoint could not be written, and a callback that wanted it says `raise`.
         NshTrainerError: The same, on the other ranks.
     """
+    if moment not in caller.moments:
+        return
     listening = [p for p in participants_of(trainer) if moment in p.moments]
     if not listening or listening[0] is not caller or not is_training(trainer):
         return

@@ -159,6 +159,56 @@ def test_norms_of_unusual_gradients():
     assert norms.finite.item() is True
 
 
+def _many(dtype=torch.float32):
+    """Name to gradient: small ones of all shapes, more than are collected at a time, and large ones."""
+    torch.manual_seed(0)
+    shapes = [(2000,), (3, 5), (), (0,), (64, 64), (10_000,)] * 80
+    return {str(i): torch.randn(shape).to(dtype) for i, shape in enumerate(shapes)}
+
+
+def _measured(grads, **options):
+    wanted = {"totals": [], "per_parameter": [], "finite": False, **options}
+    device = torch.device("cpu")
+    return measure_norms(list(grads), list(grads.values()), scale=None, device=device, **wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.5, math.inf])
+def test_a_total_is_the_same_number_whatever_is_asked_beside_it(p, dtype):
+    """Logging single norms must not change what is clipped or skipped, not by a bit."""
+    grads = _many(dtype)
+    flat = torch.cat([grad.reshape(-1).double() for grad in grads.values()])
+
+    alone = _measured(grads, totals=[p])
+    together = _measured(grads, totals=[p, 7.0], per_parameter=[p], finite=True, evidence=True)
+
+    assert alone.totals[p].item() == together.totals[p].item()
+    assert alone.totals[p].item() == pytest.approx(flat.norm(p).item(), rel=1e-5)
+    for name, norm in together.per_parameter[p].items():
+        expected = grads[name].double().norm(p).item() if grads[name].numel() else 0.0
+        assert norm.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtypes", [[torch.float32], [torch.bfloat16], [torch.float64, torch.half]])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_evidence_names_what_was_not_finite_when_gradients_are_gone(value, dtypes):
+    """Small and large gradients, of one dtype and of several."""
+    grads = {name: g.to(dtypes[int(name) % len(dtypes)]) for name, g in _many().items()}
+    bad = {"0", "1", "2", "4", "5", "476", "478"}  # 3 has no elements
+    for name in bad:
+        grads[name].reshape(-1)[-1] = value
+
+    norms = _measured(grads, finite=True, evidence=True)
+    for grad in grads.values():
+        grad.zero_()
+
+    assert norms.finite.item() is False
+    assert set(norms.evidence.non_finite()) == bad
+    assert _measured(grads, finite=True, evidence=True).evidence.non_finite() == []
+    assert _measured({}, finite=True, evidence=True).evidence.non_finite() == []
+    assert _measured(grads, finite=True).evidence is None
+
+
 def test_non_finite_gradients_are_found_and_named():
     """`finite` turns false on a NaN, and the names of the parameters can be had."""
 

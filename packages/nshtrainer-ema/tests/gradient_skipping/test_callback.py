@@ -55,6 +55,7 @@ def test_one_rule_says_what_is_skipped(norm, skip_non_finite, norm_type):
 
     flag = should_skip(torch.tensor(norm), 1.0, skip_non_finite=skip_non_finite)
     assert flag.item() is expected
+    assert should_skip(norm, 1.0, skip_non_finite=skip_non_finite) is expected
     assert should_skip(torch.tensor(norm), INF, skip_non_finite=False).item() is False
 
 

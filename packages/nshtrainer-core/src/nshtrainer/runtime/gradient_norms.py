@@ -1,15 +1,18 @@
 """Norms of gradients: one fused pass, in at least fp32, right for sharded tensors, on the device.
 
 Per tensor first, then a total from those norms, so asking for both costs one read of the
-gradients. Nothing here waits for the device, except what returns names.
+gradients. On the CPU small gradients are collected for a total: a call for each costs more than
+what it does. Nothing here waits for the device, except what returns names.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -22,7 +25,16 @@ _torch: Any = torch
 
 _Kind: TypeAlias = tuple[torch.device, torch.dtype]
 
+_SMALL: Final = 1 << 11
+"""Elements; below it, a gradient on the CPU is collected with others."""
+_POOL: Final = 1 << 17
+"""Elements that are collected at a time, so that they are still in the cache."""
+
+_dtype_of, _device_of = attrgetter("dtype"), attrgetter("device")
+_is_sparse = attrgetter("is_sparse")
+
 __all__ = [
+    "FiniteEvidence",
     "GradientNorms",
     "TensorGroup",
     "largest_names",
@@ -31,6 +43,32 @@ __all__ = [
     "non_finite_names",
     "scale_in_place",
 ]
+
+
+@dataclass(frozen=True)
+class FiniteEvidence:
+    """What is left of gradients from which those with a NaN or Inf can be named later."""
+
+    names: Sequence[str]
+    """Of the parameters, in the order of `values`."""
+    counts: Sequence[int]
+    """How many of `values` belong to each."""
+    values: Tensor
+    """1-dim, fp32 or wider: the norm of each large gradient, and small ones as they are."""
+
+    def non_finite(self) -> list[str]:
+        """Return the names of those that are not finite; waits for the device.
+
+        A norm that overflowed reads as not finite.
+        """
+        if not self.names:
+            return []
+        is_finite = torch.isfinite(self.values)
+        if any(count != 1 for count in self.counts):
+            parts = torch.split(is_finite, list(self.counts))
+            is_finite = torch.stack([part.all() for part in parts])
+        flags = cast("list[bool]", is_finite.tolist())  # pyright: ignore[reportUnknownMemberType] -- torch's stub
+        return [name for name, is_one in zip(self.names, flags, strict=True) if not is_one]
 
 
 @dataclass(frozen=True)
@@ -47,6 +85,8 @@ class GradientNorms:
     A finite fp32 gradient above 1.8e19 overflows when squared and reads as not finite here;
     `GradientStep.non_finite_parameters` tells the two apart.
     """
+    evidence: FiniteEvidence | None = None
+    """Which gradients are finite, to be read later; `None` if not asked for."""
 
     def scaled_by(self, coefficient: Tensor) -> GradientNorms:
         """Return the norms after every gradient was multiplied by *coefficient* (>= 0)."""
@@ -63,6 +103,7 @@ class GradientNorms:
                 for p, norms in self.per_parameter.items()
             },
             finite=self.finite,
+            evidence=self.evidence,
         )
 
 
@@ -75,6 +116,7 @@ def measure_norms(
     finite: bool,
     scale: Tensor | None,
     device: torch.device,
+    evidence: bool = False,
 ) -> GradientNorms:
     """Measure *grads* with no host synchronization.
 
@@ -86,6 +128,7 @@ def measure_norms(
         finite: Whether to fill `GradientNorms.finite`.
         scale: What the gradients are still multiplied by (a GradScaler's scale), 0-dim.
         device: Where totals live, and zeros if there is no gradient.
+        evidence: Whether to fill `GradientNorms.evidence`; needs *finite*.
 
     DTensors take part in one collective per norm type and mesh, so every rank has to call.
     """
@@ -93,18 +136,32 @@ def measure_norms(
     if finite and not wanted:
         wanted.add(2.0)
     kind = _one_kind(grads)
-    each = {p: _norms(grads, p, scale, kind) for p in sorted(wanted)}
     # A finite check needs one total; the 2-norm where there is one, since it is the cheapest.
     checked = (2.0 if 2.0 in wanted else min(wanted)) if finite else None
-    whole = {
-        p: _combine(norms, p, device, alike=kind is not None)
-        for p, norms in each.items()
-        if p in totals or p == checked
-    }
+    each: dict[float, list[Tensor]] = {}
+    whole: dict[float, Tensor] = {}
+    kept: FiniteEvidence | None = None
+    pooled = _pooled(grads) if _can_pool(kind) and (totals or finite) else None
+    for p in sorted(wanted):
+        is_total, is_each = p in totals or p == checked, p in per_parameter
+        if pooled is None:
+            each[p] = parts = _norms(grads, p, scale, kind)
+        elif not is_each:
+            parts = _norms([grads[i] for i in pooled.large] + pooled.pools, p, scale, kind)
+        else:
+            # Small ones twice, so that a total is the same number whatever is asked beside it.
+            parts = _norms([*grads, *pooled.pools], p, scale, kind)
+            each[p] = parts[: len(grads)]
+            parts = [parts[i] for i in pooled.large] + parts[len(grads) :]
+        if is_total:
+            whole[p] = _combine(parts, p, device, alike=kind is not None)
+        if evidence and p == checked:
+            kept = _evidence(names, parts, pooled, device)
     return GradientNorms(
         totals={p: whole[p] for p in totals},
         per_parameter={p: dict(zip(names, each[p], strict=True)) for p in per_parameter},
         finite=None if checked is None else torch.isfinite(whole[checked]),
+        evidence=kept,
     )
 
 
@@ -245,13 +302,78 @@ def _one_kind(grads: Sequence[Tensor]) -> _Kind | None:
     """Return device and dtype if all are plain, dense and alike: the usual case, kept cheap."""
     if not grads:
         return None
-    device, dtype = grads[0].device, grads[0].dtype
-    for grad in grads:
-        if type(grad) is not Tensor or grad.dtype is not dtype or grad.device != device:
-            return None
-        if grad.is_sparse:
-            return None
-    return device, dtype
+    # Once a step for every gradient, so the loops are those of `map`.
+    if set(map(type, grads)) != {Tensor} or len(set(map(_dtype_of, grads))) > 1:
+        return None
+    if len(set(map(_device_of, grads))) > 1 or any(map(_is_sparse, grads)):
+        return None
+    return grads[0].device, grads[0].dtype
+
+
+class _Pooled(NamedTuple):
+    large: list[int]
+    """Positions of gradients that are measured as they are."""
+    small: list[int]
+    """Those of the others."""
+    counts: list[int]
+    """How many elements each of these has."""
+    pools: list[Tensor]
+    """These, many to a tensor."""
+
+
+def _can_pool(kind: _Kind | None) -> bool:
+    """Whether small gradients are better collected; elsewhere one kernel measures many tensors."""
+    return kind is not None and kind[0].type == "cpu"
+
+
+def _pooled(grads: Sequence[Tensor]) -> _Pooled:
+    """Collect small gradients: a norm of their elements is one of their norms."""
+    large: list[int] = []
+    small: list[int] = []
+    counts: list[int] = []
+    pools: list[Tensor] = []
+    pool: list[Tensor] = []
+    size = 0
+    for index, count in enumerate(map(Tensor.numel, grads)):
+        if count >= _SMALL:
+            large.append(index)
+            continue
+        small.append(index)
+        counts.append(count)
+        grad = grads[index]
+        pool.append(grad if grad.dim() == 1 else grad.reshape(-1))
+        size += count
+        if size >= _POOL:
+            pools.append(torch.cat(pool))
+            pool, size = [], 0
+    if pool:
+        pools.append(torch.cat(pool))
+    return _Pooled(large, small, counts, pools)
+
+
+def _evidence(
+    names: Sequence[str], norms: Sequence[Tensor], pooled: _Pooled | None, device: torch.device
+) -> FiniteEvidence:
+    """Keep what *norms*, those of the total, were taken of, as far as it is small."""
+    if not norms:
+        return FiniteEvidence([], [], torch.zeros(0, device=device))
+    if pooled is None:
+        wide = [norm.to(device, non_blocking=True) for norm in norms]
+        return FiniteEvidence(names, [1] * len(names), torch.stack(_promoted(wide)))
+    large = norms[: len(pooled.large)]
+    parts = [*([torch.stack(list(large))] if large else []), *pooled.pools]
+    kept = [names[i] for i in (*pooled.large, *pooled.small)]
+    counts = [1] * len(large) + pooled.counts
+    return FiniteEvidence(kept, counts, torch.cat(_promoted(parts)))
+
+
+def _promoted(tensors: list[Tensor]) -> list[Tensor]:
+    """Return *tensors* in the widest of their dtypes, at least fp32."""
+    dtypes = {tensor.dtype for tensor in tensors}
+    if len(dtypes) == 1:
+        return tensors
+    widest = functools.reduce(torch.promote_types, dtypes)
+    return [tensor.to(widest) for tensor in tensors]
 
 
 def _dense_norms(

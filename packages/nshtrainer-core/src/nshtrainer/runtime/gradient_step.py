@@ -50,6 +50,8 @@ class GradientRequest:
     """Whether every gradient is finite."""
     clipped: bool = False
     """Whether the same norms are wanted after clipping too, as `GradientStep.clipped`."""
+    evidence: bool = False
+    """Whether gradients that are not finite are to be named later, by `GradientNorms.evidence`."""
 
     def __post_init__(self) -> None:
         """Check the norm types, which usually come from a config."""
@@ -69,7 +71,8 @@ class GradientRequest:
         return cls(
             totals=tuple(sorted({p for request in asked for p in request.totals})),
             per_parameter=tuple(sorted({p for request in asked for p in request.per_parameter})),
-            finite=any(request.finite for request in asked),
+            finite=any(request.finite or request.evidence for request in asked),
+            evidence=any(request.evidence for request in asked),
             clipped=any(request.clipped for request in asked),
         )
 
@@ -150,6 +153,7 @@ class GradientStep:
             totals=totals,
             per_parameter=request.per_parameter,
             finite=request.finite,
+            evidence=request.evidence,
             scale=self.scale,
             device=self.parameters[0].device if self.parameters else torch.device("cpu"),
         )
@@ -235,13 +239,11 @@ class GradientStep:
     def _present(self) -> tuple[list[str], list[Tensor]]:
         if self.released:
             return [name for name, _ in self.released], [grad for _, grad in self.released]
-        names: list[str] = []
-        grads: list[Tensor] = []
-        for name, parameter in zip(self.names, self.parameters, strict=True):
-            if (grad := parameter.grad) is not None:
-                names.append(name)
-                grads.append(grad)
-        return names, grads
+        grads = [grad for parameter in self.parameters if (grad := parameter.grad) is not None]
+        if len(grads) == len(self.names):
+            return self.names, grads
+        pairs = zip(self.names, self.parameters, strict=True)
+        return [name for name, parameter in pairs if parameter.grad is not None], grads
 
     def _is_unclipped(self) -> bool:
         """Whether nothing lies between measuring and the step (manual: the user clips before)."""

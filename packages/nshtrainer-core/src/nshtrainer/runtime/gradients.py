@@ -21,7 +21,7 @@ from torch.optim import LBFGS, Optimizer
 
 from nshtrainer.errors import NshTrainerError
 from nshtrainer.runtime.events import ON_OPTIMIZER_STEP_SKIPPED, emit, name_culprit
-from nshtrainer.runtime.gradient_norms import GradientNorms
+from nshtrainer.runtime.gradient_norms import FiniteEvidence, GradientNorms
 from nshtrainer.runtime.gradient_step import (
     SCALER_SKIPPED,
     GradientRequest,
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SCALER_SKIPPED",
     "ClientConflictError",
+    "FiniteEvidence",
     "GradientNorms",
     "GradientPipeline",
     "GradientRequest",

@@ -104,7 +104,7 @@ class ObservedOptimizer:
     def parameters(self, pl_module: LightningModule) -> tuple[list[Tensor], list[str]]:
         """Return the optimizer's distinct tensors and their names; cached until groups change."""
         listed = [p for group in self.optimizer.param_groups for p in group["params"]]
-        ids = [id(p) for p in listed]
+        ids = list(map(id, listed))
         if ids != self._ids:
             known = {id(p): plain_name(name) for name, p in pl_module.named_parameters()}
             self._ids = ids

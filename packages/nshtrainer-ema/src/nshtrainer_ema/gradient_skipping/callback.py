@@ -15,7 +15,12 @@ from typing_extensions import override
 from nshtrainer.callbacks.callback import ConfiguredCallback, silence_unused_hooks
 from nshtrainer.errors import ConfigError
 from nshtrainer.runtime.driver import attach
-from nshtrainer.runtime.gradients import GradientRequest, GradientStep, StepOutcome
+from nshtrainer.runtime.gradients import (
+    GradientPipeline,
+    GradientRequest,
+    GradientStep,
+    StepOutcome,
+)
 from nshtrainer.runtime.step_metrics import log_step_metrics
 
 from .config import GradientSkippingCallbackConfig
@@ -255,6 +260,10 @@ class GradientSkippingCallback(ConfiguredCallback[GradientSkippingCallbackConfig
 
     def _judge(self, step: GradientStep, norm: Tensor, limit: float | Tensor) -> Decision:
         config = self.config
+        if config.policy is None and config.action == "skip" and _host_has_to_know(step):
+            # The wait that the pipeline had before it, and no work for the device besides.
+            too_large = should_skip(norm.item(), limit, skip_non_finite=config.skip_non_finite)
+            return Decision(norm, limit, None, too_large)
         over = should_skip(norm, limit, skip_non_finite=False)
         if config.action == "raise" and bool(over):
             raise self._spike(step, norm, limit)
@@ -373,6 +382,15 @@ class GradientSkippingCallback(ConfiguredCallback[GradientSkippingCallbackConfig
                 self._warn_at,
                 self._largest_so_far(),
             )
+
+
+def _host_has_to_know(step: GradientStep) -> bool:
+    """Whether the host waits for this step's decision anyway, and this rank's is that of all."""
+    return (
+        step.trainer.world_size == 1
+        and step.scale is None
+        and not GradientPipeline.supports_device_skip(step.optimizer)
+    )
 
 
 def _limits(config: GradientSkippingCallbackConfig) -> str:

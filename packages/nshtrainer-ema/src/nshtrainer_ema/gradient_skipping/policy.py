@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import math
+from typing import overload
+
 import torch
 from torch import Tensor
 
 __all__ = ["should_skip"]
 
 
-def should_skip(norm: Tensor, threshold: float | Tensor, *, skip_non_finite: bool) -> Tensor:
+@overload
+def should_skip(norm: float, threshold: float | Tensor, *, skip_non_finite: bool) -> bool: ...
+
+
+@overload
+def should_skip(norm: Tensor, threshold: float | Tensor, *, skip_non_finite: bool) -> Tensor: ...
+
+
+def should_skip(
+    norm: float | Tensor, threshold: float | Tensor, *, skip_non_finite: bool
+) -> bool | Tensor:
     """Decide whether a step with gradient norm *norm* is skipped.
 
     Args:
-        norm: Gradient norm, shape `()`, any float dtype.
+        norm: Gradient norm, a number or shape `()`, any float dtype.
         threshold: Largest finite norm that is applied, a number or shape `()`; `inf` applies all.
         skip_non_finite: Whether a NaN or Inf norm is skipped.
 
     Returns:
-        Boolean tensor of shape `()` on the device of *norm*; no host synchronization.
+        Of a tensor: a boolean one of shape `()` on its device; no host synchronization.
     """
+    if not isinstance(norm, Tensor):
+        return bool(norm > threshold) if math.isfinite(norm) else skip_non_finite
     is_finite = torch.isfinite(norm)
     is_over = is_finite & (norm > threshold)
     return is_over | ~is_finite if skip_non_finite else is_over

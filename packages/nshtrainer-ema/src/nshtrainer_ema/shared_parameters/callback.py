@@ -52,6 +52,7 @@ class SharedParametersCallback(ConfiguredCallback[SharedParametersCallbackConfig
 
     def _forget(self) -> None:
         self._shared: dict[int, SharedParameter] = {}
+        self._of_optimizer: dict[int, tuple[list[Tensor], list[SharedParameter]]] = {}
         self._without_gradient: set[str] = set()
 
     @property
@@ -92,10 +93,8 @@ class SharedParametersCallback(ConfiguredCallback[SharedParametersCallbackConfig
     def _transform(self, step: GradientStep) -> None:
         grads: dict[float, list[Tensor]] = {}
         missing: list[str] = []
-        for parameter in step.parameters:
-            shared = self._shared.get(id(parameter))
-            if shared is None:
-                continue
+        for shared in self._stepped(step):
+            parameter = shared.parameter
             if parameter.grad is not None:
                 grads.setdefault(shared.factor, []).append(parameter.grad)
             elif parameter.requires_grad:
@@ -104,6 +103,16 @@ class SharedParametersCallback(ConfiguredCallback[SharedParametersCallbackConfig
             divide(divided, factor)
         if missing:
             self._warn_of_missing(step, missing)
+
+    def _stepped(self, step: GradientStep) -> list[SharedParameter]:
+        """The shared parameters among those of the step; kept while they are the same list."""
+        known = self._of_optimizer.get(step.optimizer_index)
+        if known is not None and known[0] is step.parameters:
+            return known[1]
+        ids = map(id, step.parameters)
+        shared = [self._shared[number] for number in ids if number in self._shared]
+        self._of_optimizer[step.optimizer_index] = step.parameters, shared
+        return shared
 
     def _warn_of_missing(self, step: GradientStep, missing: list[str]) -> None:
         new = [name for name in missing if name not in self._without_gradient]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from nshtrainer.runtime.gradient_norms import FiniteEvidence
 from nshtrainer.runtime.gradients import GradientStep
 from nshtrainer.runtime.step_metrics import fetch
 
@@ -112,55 +114,62 @@ class LossRecord:
 class NonFiniteRecord:
     """Non-finite gradients of one optimizer, kept on the device until someone asks.
 
-    The norms of the first finding are kept, so the offenders can be named when the gradients are
+    The evidence of the first finding is kept, so the offenders can be named when the gradients are
     long gone.
     """
 
     def __init__(self) -> None:
-        self._names: list[str] = []
         self._streak: Tensor | None = None
         self._clear()
 
-    def add(self, step: GradientStep, norm_type: float) -> None:
+    def add(self, step: GradientStep) -> None:
         """Record one step, whose norms were measured; no host synchronization."""
         norms = step.norms
-        if norms is None or norms.finite is None:
+        if norms is None or norms.finite is None or norms.evidence is None:
             return
-        bad = ~norms.finite
-        each = norms.per_parameter[norm_type]
+        bad, evidence = ~norms.finite, norms.evidence
         none = torch.zeros((), device=bad.device)
-        vector = torch.stack([each.get(name, none).to(bad.device) for name in step.names] or [none])
         streak = torch.zeros_like(none) if self._streak is None else self._streak
         self._streak = torch.where(bad, streak + 1, 0.0)
-        if self._count is None or self._longest is None or self._first is None:
+        if self._count is None or self._longest is None:
             self._count, self._longest = bad.float(), self._streak
-            self._first, self._first_step = vector, torch.full_like(none, step.step).double()
+            self._first_step = torch.full_like(none, step.step).double()
+            seen = torch.zeros_like(bad)
         else:
             seen = self._count > 0
-            self._first = torch.where(seen, self._first, vector)
             self._first_step = torch.where(seen, self._first_step, float(step.step))
             self._count = self._count + bad
             self._longest = torch.maximum(self._longest, self._streak)
-        self._names = step.names
+        self._keep(evidence, seen)
+
+    def _keep(self, evidence: FiniteEvidence, seen: Tensor) -> None:
+        """Keep the newest evidence until one was *seen*: the first that is not finite stays."""
+        layout = (
+            tuple(evidence.names),
+            tuple(evidence.counts),
+        )  # another where gradients are missing
+        before = self._first.get(layout)
+        kept = torch.zeros_like(evidence.values) if before is None else before.values
+        values = torch.where(seen, kept, evidence.values)
+        self._first[layout] = dataclasses.replace(evidence, values=values)
 
     def take(self) -> Report | None:
         """Return what was recorded since the last time, None if all was finite.
 
         Waits for the device.
         """
-        if self._count is None or self._longest is None or self._first is None:
+        if self._count is None or self._longest is None:
             return None
         count, longest, first_step = fetch([self._count, self._longest, self._first_step])
         first = self._first
         self._clear()
         if not count:
             return None
-        values: list[bool] = torch.isfinite(first).tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] -- torch's stub
-        names = [n for n, is_finite in zip(self._names, values, strict=False) if not is_finite]
+        names = [name for evidence in first.values() for name in evidence.non_finite()]
         return Report(int(count), int(longest), int(first_step), names)
 
     def _clear(self) -> None:
         self._count: Tensor | None = None
         self._longest: Tensor | None = None
-        self._first: Tensor | None = None
+        self._first: dict[Any, FiniteEvidence] = {}
         self._first_step: Tensor = torch.zeros(())

@@ -18,11 +18,9 @@ from .findings import (
     shorten,
 )
 
-__all__ = ["NORM_TYPE", "Reports"]
+__all__ = ["Reports"]
 
 log = logging.getLogger(__name__)
-
-NORM_TYPE = 2.0  # the one that gradient skipping and norm logging measure, so it costs no pass
 
 _REPORTED = frozenset({"warn", "skip"})  # the others end the run
 
@@ -45,7 +43,7 @@ class Reports:
         """Record the gradients of a step that is over; no host synchronization."""
         if self._config.nonfinite_grads in _REPORTED:
             record = self._gradients.setdefault(id(step.optimizer), NonFiniteRecord())
-            record.add(step, NORM_TYPE)
+            record.add(step)
 
     def send(self, trainer: Trainer) -> None:
         """Warn of what was recorded since the last time; waits for the device."""
