@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from .method import Comparison, Sample, Sampler, Settings
 from .registry import benchmark
 
+__all__ = ["mean_step"]
+
 if TYPE_CHECKING:
     from .workloads import MakeTrainer
 
@@ -33,14 +35,16 @@ def overhead(settings: Settings) -> Iterator[Comparison]:
             yield Comparison(
                 case=f"{net}: a step",
                 baseline=next(iter(trainers)),
-                samplers={name: _mean_step(make, net, steps) for name, make in trainers.items()},
+                samplers={name: mean_step(make, net, steps) for name, make in trainers.items()},
                 limits=limits if "deep" in net else {},
             )
     finally:
         torch.set_num_threads(threads)
 
 
-def _mean_step(make: MakeTrainer, net: str, steps: int) -> Sampler:
+def mean_step(make: MakeTrainer, net: str, steps: int) -> Sampler:
+    """Whole runs of *steps* steps; a sample is the mean step of one, without its first fifth."""
+
     def sample() -> Sample:
         from lightning import seed_everything
 

@@ -20,6 +20,7 @@ _MODULES = (
     "overhead",
     "checkpoint",
     "ema",
+    "cuda",
 )
 
 Comparisons = Callable[[Settings], Iterator[Comparison]]
