@@ -56,6 +56,11 @@ class FiniteEvidence:
     values: Tensor
     """1-dim, fp32 or wider: the norm of each large gradient, and small ones as they are."""
 
+    @property
+    def layout(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """What two pieces of evidence have in common whose `values` stand for the same things."""
+        return tuple(self.names), tuple(self.counts)
+
     def non_finite(self) -> list[str]:
         """Return the names of those that are not finite; waits for the device.
 

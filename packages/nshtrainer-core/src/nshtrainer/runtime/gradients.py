@@ -342,10 +342,15 @@ def _any_flag(flags: list[Tensor]) -> Tensor | None:
     """Return whether any 0-dim flag is set, as a 0-dim bool tensor; `None` without flags."""
     if not flags:
         return None
-    first, *others = (flag.detach().reshape(()) != 0 for flag in flags)
+    first, *others = map(_as_bool, flags)
     for other in others:
         first = first | other.to(first.device)
     return first
+
+
+def _as_bool(flag: Tensor) -> Tensor:
+    flag = flag.detach().reshape(())
+    return flag if flag.dtype == torch.bool else flag != 0
 
 
 def _smallest(coefficients: list[Tensor]) -> Tensor:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["SkipCounts"]
+
+
+def _plus(count: Tensor | None, flag: Tensor) -> Tensor:
+    """Count one more where *flag*, of any dtype, is set; few kernels, as it is done at each step."""
+    hit = flag if flag.dtype == torch.bool else flag != 0
+    return hit.float() if count is None else count + hit
 
 
 class SkipCounts:
@@ -27,12 +35,10 @@ class SkipCounts:
             elsewhere: The reason to give if a step was skipped and none of *flags* was set.
         """
         self._elsewhere = elsewhere
-        one = (skipped != 0).float()
-        self._total = one if self._total is None else self._total + one
+        self._total = _plus(self._total, skipped)
         for reason, flag in flags:
-            hit = (flag.detach().reshape(()) != 0).to(one.device, one.dtype)
-            known = self._by_reason.get(reason)
-            self._by_reason[reason] = hit if known is None else known + hit
+            hit = flag.detach().reshape(()).to(skipped.device)
+            self._by_reason[reason] = _plus(self._by_reason.get(reason), hit)
 
     def tensors(self) -> list[Tensor]:
         """Return the counts, total first, for `read`; empty if nothing was added."""

@@ -162,7 +162,7 @@ class StepMetrics:
         tensors = {name: value for name, value in metrics.items() if isinstance(value, Tensor)}
         connector = trainer._logger_connector  # pyright: ignore[reportPrivateUsage] -- the public properties recompute every metric of the module
         logged: dict[str, Tensor] = {
-            name: value.detach() if isinstance(value, Tensor) else torch.tensor(value)
+            name: _detached(value) if isinstance(value, Tensor) else torch.tensor(value)
             for name, value in metrics.items()
         }
         connector._logged_metrics.update(logged)  # pyright: ignore[reportPrivateUsage] -- as above
@@ -179,6 +179,11 @@ class StepMetrics:
         for logger in trainer.loggers:
             logger.log_metrics(metrics=scalars, step=step)  # pyright: ignore[reportArgumentType] -- tensors are numbers by now
         return values[: len(extra)]
+
+
+def _detached(value: Tensor) -> Tensor:
+    """Without autograd; a view is not made of what has none, for hundreds of norms it would add up."""
+    return value.detach() if value.requires_grad else value
 
 
 def _batch(trainer: Trainer) -> int:
@@ -201,6 +206,7 @@ def _x_axis(trainer: Trainer) -> int:
     return batches_that_stepped(trainer)
 
 
+@torch.no_grad()
 def fetch(tensors: list[Tensor]) -> list[float]:
     """Return 0-dim *tensors* as numbers: one transfer per device, whatever their dtypes.
 
@@ -214,7 +220,8 @@ def fetch(tensors: list[Tensor]) -> list[float]:
         indices, parts = by_device.setdefault(device, ([], []))
         indices += members
         wide = torch.float32 if device.type == "mps" else torch.float64
-        parts.append(torch.stack([tensors[i].detach().reshape(()) for i in members]).to(wide))
+        numbers = [t if t.dim() == 0 else t.reshape(()) for t in map(tensors.__getitem__, members)]
+        parts.append(torch.stack(numbers).to(wide))
     result = [0.0] * len(tensors)
     for indices, parts in by_device.values():
         values = cast("list[float]", torch.cat(parts).tolist())  # pyright: ignore[reportUnknownMemberType] -- torch's stub

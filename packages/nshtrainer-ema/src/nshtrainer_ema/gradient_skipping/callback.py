@@ -408,7 +408,8 @@ def _reason(config: GradientSkippingCallbackConfig) -> str:
 
 
 def _as_number(flag: bool | Tensor) -> int | Tensor:
-    return flag.long() if isinstance(flag, Tensor) else int(flag)
+    """For a sum with an integer: a boolean tensor counts there as it is."""
+    return flag if isinstance(flag, Tensor) else int(flag)
 
 
 def _next_warning(skipped: int) -> int:

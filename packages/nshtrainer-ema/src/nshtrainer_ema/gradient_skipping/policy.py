@@ -34,6 +34,9 @@ def should_skip(
     """
     if not isinstance(norm, Tensor):
         return bool(norm > threshold) if math.isfinite(norm) else skip_non_finite
-    is_finite = torch.isfinite(norm)
-    is_over = is_finite & (norm > threshold)
-    return is_over | ~is_finite if skip_non_finite else is_over
+    # Few kernels, as this is asked at each step; comparisons with NaN are false.
+    if not skip_non_finite:
+        return (norm > threshold) & (norm < math.inf)
+    if isinstance(threshold, Tensor):
+        return ~(norm <= threshold) | torch.isinf(norm)  # a limit that was learnt may be Inf
+    return ~torch.isfinite(norm) if threshold == math.inf else ~(norm <= threshold)

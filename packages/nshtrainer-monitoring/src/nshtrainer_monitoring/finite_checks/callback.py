@@ -118,10 +118,12 @@ class FiniteChecksCallback(ConfiguredCallback[FiniteChecksCallbackConfig]):
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
-        loss = loss.detach()
-        # With a GradScaler the loss comes scaled.
-        bad = torch.isnan(loss) if has_scaler(trainer) else ~torch.isfinite(loss)
-        self._reports.losses.add(bad.any(), trainer.global_step)
+        self._reports.losses.add(
+            loss.detach(),
+            trainer.global_step,
+            nan_only=has_scaler(trainer),  # with one, the loss comes scaled
+            decides=self._looks_at("nonfinite_loss"),
+        )
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

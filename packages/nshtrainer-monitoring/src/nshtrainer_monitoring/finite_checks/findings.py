@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,9 @@ SCALER_PATIENCE = 16
 at first, has been halved to 1."""
 
 _NAMES_SHOWN = 5
+
+_HELD, _HELD_BYTES = 64, 1 << 24
+"""Steps whose numbers are held at the most before they are looked at together, and bytes."""
 
 
 def shorten(names: Sequence[str]) -> str:
@@ -74,52 +77,83 @@ class Report:
 
 
 class LossRecord:
-    """Non-finite losses, kept on the device until someone asks."""
+    """Losses until someone asks, looked at `_HELD` at a time: nothing is computed at each batch."""
 
     def __init__(self) -> None:
-        self._in_step: Tensor | None = None
+        self._held: list[Tensor] = []
+        self._steps: list[int] = []
+        self._in_step: list[Tensor] = []
+        self._is_bad: Callable[[Tensor], Tensor] = _not_finite
         self._count: Tensor | None = None
-        self._first_step: Tensor | None = None
+        self._first: Tensor | None = None
+        """Position in `_steps`."""
 
-    def add(self, bad: Tensor, step: int) -> None:
-        """Record one loss, at `global_step` *step*: *bad* is 0-dim; no host synchronization."""
-        self._in_step = (
-            bad if self._in_step is None else self._in_step | bad.to(self._in_step.device)
-        )
-        here = torch.full((), float(step), dtype=torch.float32, device=bad.device)
-        if self._count is None or self._first_step is None:
-            self._count, self._first_step = bad.float(), here
-            return
-        bad = bad.to(self._count.device)
-        self._first_step = torch.where(self._count > 0, self._first_step, here.to(bad.device))
-        self._count = self._count + bad
+    def add(self, loss: Tensor, step: int, *, nan_only: bool, decides: bool) -> None:
+        """Record one *loss*, without autograd, at `global_step` *step*; no host synchronization.
+
+        Args:
+            loss: Of any shape.
+            step: Where it was.
+            nan_only: Whether Inf is none, as where a GradScaler scales the loss.
+            decides: Whether `take_step` will ask for it.
+        """
+        self._is_bad = torch.isnan if nan_only else _not_finite
+        if decides:
+            self._in_step.append(loss)
+        self._held.append(loss)
+        self._steps.append(step)
+        if len(self._held) >= _HELD:
+            self._fold()
 
     def take_step(self) -> Tensor | None:
         """Return whether a loss since the last call was not finite; None if there was none."""
-        bad, self._in_step = self._in_step, None
-        return bad
+        losses, self._in_step = self._in_step, []
+        return self._flags(losses).any() if losses else None
 
     def take(self) -> tuple[int, int] | None:
         """Return how many were recorded since the last time, and the first one's step; None if none.
 
         Waits for the device.
         """
-        if self._count is None or self._first_step is None:
+        self._fold()
+        if self._count is None or self._first is None:
             return None
-        count, first_step = fetch([self._count, self._first_step])
-        self._count = self._first_step = None
-        return (int(count), int(first_step)) if count else None
+        count, first = fetch([self._count, self._first])
+        steps, self._steps = self._steps, []
+        self._count = self._first = None
+        return (int(count), steps[int(first)]) if count else None
+
+    def _flags(self, losses: list[Tensor]) -> Tensor:
+        home = losses[0].device
+        if all([loss.dim() == 0 and loss.device == home for loss in losses]):  # noqa: C419 -- a list is made in half the time
+            return self._is_bad(torch.stack(losses))
+        return torch.stack([self._is_bad(loss).any().to(home) for loss in losses])
+
+    def _fold(self) -> None:
+        if not self._held:
+            return
+        flags = self._flags(self._held)
+        first = _first_of(flags) + (len(self._steps) - len(self._held))
+        self._held = []
+        if self._count is None or self._first is None:
+            self._count, self._first = flags.sum(), first
+            return
+        flags = flags.to(self._count.device)
+        self._first = torch.where(self._count > 0, self._first, first.to(flags.device))
+        self._count = self._count + flags.sum()
 
 
 class NonFiniteRecord:
-    """Non-finite gradients of one optimizer, kept on the device until someone asks.
+    """Whether gradients of one optimizer were finite, until someone asks.
 
-    The evidence of the first finding is kept, so the offenders can be named when the gradients are
-    long gone.
+    Nothing is computed at each step: what was measured is held, for `_HELD` steps at the most, and
+    looked at together. The evidence of the first finding is kept, so the offenders can be named when
+    the gradients are long gone.
     """
 
     def __init__(self) -> None:
         self._streak: Tensor | None = None
+        self._held: list[tuple[Tensor, FiniteEvidence]] = []
         self._clear()
 
     def add(self, step: GradientStep) -> None:
@@ -127,49 +161,83 @@ class NonFiniteRecord:
         norms = step.norms
         if norms is None or norms.finite is None or norms.evidence is None:
             return
-        bad, evidence = ~norms.finite, norms.evidence
-        none = torch.zeros((), device=bad.device)
-        streak = torch.zeros_like(none) if self._streak is None else self._streak
-        self._streak = torch.where(bad, streak + 1, 0.0)
-        if self._count is None or self._longest is None:
-            self._count, self._longest = bad.float(), self._streak
-            self._first_step = torch.full_like(none, step.step).double()
-            seen = torch.zeros_like(bad)
-        else:
-            seen = self._count > 0
-            self._first_step = torch.where(seen, self._first_step, float(step.step))
-            self._count = self._count + bad
-            self._longest = torch.maximum(self._longest, self._streak)
-        self._keep(evidence, seen)
-
-    def _keep(self, evidence: FiniteEvidence, seen: Tensor) -> None:
-        """Keep the newest evidence until one was *seen*: the first that is not finite stays."""
-        layout = (
-            tuple(evidence.names),
-            tuple(evidence.counts),
-        )  # another where gradients are missing
-        before = self._first.get(layout)
-        kept = torch.zeros_like(evidence.values) if before is None else before.values
-        values = torch.where(seen, kept, evidence.values)
-        self._first[layout] = dataclasses.replace(evidence, values=values)
+        evidence = norms.evidence
+        if self._held and self._held[-1][1].layout != evidence.layout:
+            self._fold()  # gradients are missing that were there, or the other way round
+        self._held.append((norms.finite, evidence))
+        self._steps.append(step.step)
+        size = evidence.values.numel() * evidence.values.element_size()
+        if len(self._held) >= _HELD or len(self._held) * size >= _HELD_BYTES:
+            self._fold()
 
     def take(self) -> Report | None:
         """Return what was recorded since the last time, None if all was finite.
 
         Waits for the device.
         """
-        if self._count is None or self._longest is None:
+        self._fold()
+        if self._count is None or self._longest is None or self._first is None:
             return None
-        count, longest, first_step = fetch([self._count, self._longest, self._first_step])
-        first = self._first
+        count, longest, first = fetch([self._count, self._longest, self._first])
+        kept, steps = self._kept, self._steps
         self._clear()
         if not count:
             return None
-        names = [name for evidence in first.values() for name in evidence.non_finite()]
-        return Report(int(count), int(longest), int(first_step), names)
+        names = [name for evidence in kept.values() for name in evidence.non_finite()]
+        return Report(int(count), int(longest), steps[int(first)], names)
+
+    def _fold(self) -> None:
+        """Look at the steps that are held, on the device; all have one layout."""
+        if not self._held:
+            return
+        finite, evidence = zip(*self._held, strict=True)
+        self._held = []
+        bad = ~torch.stack(finite)
+        seen = torch.zeros_like(bad[0]) if self._count is None else self._count > 0
+        self._keep(evidence, bad, seen)
+        first = _first_of(bad) + (len(self._steps) - len(finite))
+        self._first = first if self._first is None else torch.where(seen, self._first, first)
+        count = bad.sum()
+        self._count = count if self._count is None else self._count + count
+        streaks = _streaks(bad, self._streak)
+        self._streak = streaks[-1]
+        longest = streaks.max()
+        self._longest = longest if self._longest is None else torch.maximum(self._longest, longest)
+
+    def _keep(self, evidence: Sequence[FiniteEvidence], bad: Tensor, seen: Tensor) -> None:
+        """Keep the evidence of the first step that was not finite, as long as none was *seen*."""
+        values = torch.stack([one.values for one in evidence])
+        values = values.index_select(0, _first_of(bad).reshape(1).to(values.device))[0]
+        layout = evidence[0].layout
+        known = self._kept.get(layout)
+        kept = torch.zeros_like(values) if known is None else known.values
+        values = torch.where(seen.to(values.device), kept, values)
+        self._kept[layout] = dataclasses.replace(evidence[0], values=values)
 
     def _clear(self) -> None:
         self._count: Tensor | None = None
         self._longest: Tensor | None = None
-        self._first: dict[Any, FiniteEvidence] = {}
-        self._first_step: Tensor = torch.zeros(())
+        self._kept: dict[Any, FiniteEvidence] = {}
+        self._steps: list[int] = []
+        self._first: Tensor | None = None
+        """Position in `_steps`."""
+
+
+def _not_finite(values: Tensor) -> Tensor:
+    return ~torch.isfinite(values)
+
+
+def _first_of(flags: Tensor) -> Tensor:
+    """The position of the first of *flags* that is set, or 0 if none is; 0-dim."""
+    return flags.byte().argmax()
+
+
+def _streaks(flags: Tensor, before: Tensor | None) -> Tensor:
+    """How many of *flags* are set in a row, up to each; *before* is the streak that they go on from."""
+    count = flags.cumsum(0)
+    broken = torch.where(flags, torch.zeros_like(count), count).cummax(0).values
+    streaks = count - broken
+    if before is None:
+        return streaks
+    unbroken = (~flags).cumsum(0) == 0
+    return torch.where(unbroken, streaks + before, streaks)
