@@ -84,7 +84,7 @@ def test_a_skipped_step_keeps_the_average_bit_for_bit():
 
 def test_large_mixed_weights_are_averaged_piece_by_piece(monkeypatch):
     """Every tensor of a list longer than one piece is moved, exactly once."""
-    monkeypatch.setattr("nshtrainer_ema.ema.averaging._PIECE", 10)
+    monkeypatch.setattr("nshtrainer_ema.ema.plan._PIECE", 10)
     sizes = [3, 9, 1, 30, 2, 2]
     average = [torch.zeros(n) for n in sizes]
     dtypes = [torch.bfloat16, torch.float32, torch.float16, torch.bfloat16, torch.float32]
@@ -169,11 +169,14 @@ DTYPES = {
 
 
 @pytest.mark.parametrize("flag", [None, "host", "device"])
-@pytest.mark.parametrize("block", [1 << 18, 50])
+@pytest.mark.parametrize("block", [1 << 18, 50, "as on a GPU", "as on a GPU, in blocks"])
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
 def test_weights_that_are_moved_together_move_as_each_by_itself(dtypes, block, flag, monkeypatch):
     """Bit for bit, in whatever company and blocks."""
-    monkeypatch.setattr("nshtrainer_ema.ema.averaging._BLOCK", {"cpu": block})
+    by_device = {"cpu": block} if isinstance(block, int) else {}
+    monkeypatch.setattr("nshtrainer_ema.ema.plan._BLOCK", by_device)
+    if block == "as on a GPU, in blocks":
+        monkeypatch.setattr("nshtrainer_ema.ema.plan._PIECE", 50_000)
     module = Mixed(dtypes)
     ema = WeightEMA(module, decay=0.9)
     expected = {n: t.clone() for n, t in ema.averages.items()}
@@ -187,6 +190,25 @@ def test_weights_that_are_moved_together_move_as_each_by_itself(dtypes, block, f
 
     for name, tensor in ema.averages.items():
         assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.5, 0.7, 0.9999, 1.0])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_a_decision_of_the_device_changes_no_bit(decay, order):
+    """Of an average that is moved; one that is not stays as it is, whatever the weights are."""
+    torch.manual_seed(0)
+    module = nn.Conv2d(16, 32, 3).to(memory_format=order)
+    host, device = (WeightEMA(module, decay=decay) for _ in range(2))
+    for number in range(4):
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.copy_(torch.randn_like(parameter))
+                parameter.mul_(float("nan") if number == 2 and decay > 0.5 else 1.0)
+        host.update(skipped=number == 2)
+        device.update(skipped=torch.tensor(number == 2))
+    for name, average in host.averages.items():
+        assert average.isfinite().all()
+        assert torch.equal(average, device.averages[name]), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from operator import attrgetter, itemgetter
-from typing import Any, NamedTuple
+from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
-__all__ = ["Averaging", "Workspace", "pack", "separate", "update_average"]
+from .plan import Group, Plan, Run, block_size, is_fusable, kind_of, pieces, planned
+
+__all__ = ["Averaging", "Workspace", "update_average"]
 
 # Private in torch; there is no public form of the foreach functions.
 _torch: Any = torch
 
-_PIECE = 1 << 22
-"""How many elements are brought to another device at a time: 16 MiB in fp32."""
-
-_BLOCK = {"cpu": 1 << 18}
-"""How many elements are cast at a time, so that they are still in the cache; elsewhere `_PIECE`."""
-
-_SMALL, _SMALL_CAST = 1 << 11, 1 << 15
-"""Elements; below it, a call costs more than what it does, and neighbours share one; with a cast,
-which is a call for each, sooner."""
+_MAX_FUSED = 0.5
+"""The weight from which on `lerp` rounds in another way than a fused SGD."""
 
 _dtype_of = attrgetter("dtype")
-_kind_of = attrgetter("dtype", "device")
 
 
 class Workspace:
@@ -43,27 +35,6 @@ class Workspace:
         return known[:size]
 
 
-class _Run(NamedTuple):
-    """Averages that lie side by side, and so can be moved as one."""
-
-    flat: Tensor
-    take: Callable[[list[Tensor]], Sequence[Tensor]]
-    """Gives their weights, of all."""
-    is_flat: bool
-    """Whether their weights need not be flattened."""
-
-
-class _Plan(NamedTuple):
-    """Who is moved how; indices of averages."""
-
-    kinds: Any
-    """Dtypes and devices of the weights that it is for."""
-    alike: list[int]
-    cast: list[int]
-    runs: list[_Run]
-    distant: list[int]
-
-
 class Averaging:
     """Moves a list of averages, again and again; what can be found out once is kept.
 
@@ -75,7 +46,8 @@ class Averaging:
     def __init__(self, averages: list[Tensor], workspace: Workspace | None = None) -> None:
         self.averages = averages
         self._workspace = Workspace() if workspace is None else workspace
-        self._plan = _Plan(None, [], [], [], [])
+        self._plan = Plan(None, [], False, [], [], [], [])
+        self._views: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
     def move(
         self, weights: list[Tensor], decay: float | Tensor, where: Tensor | None = None
@@ -84,24 +56,47 @@ class Averaging:
         # A module may be moved or cast, and keeps its parameters.
         kinds = list(map(_dtype_of, weights)), list(map(Tensor.get_device, weights))
         if kinds != self._plan.kinds:
-            self._plan = _planned(self.averages, weights, kinds)
+            self._plan, self._views = planned(self.averages, weights, kinds), {}
         plan, averages = self._plan, self.averages
         weight = 1 - decay
         if len(plan.alike) == len(averages):
-            _lerp(averages, weights, weight, where)
+            _lerp(averages, weights, weight, where, is_fusable=plan.is_fusable)
             return
-        _lerp([averages[i] for i in plan.alike], [weights[i] for i in plan.alike], weight, where)
+        alike = [averages[i] for i in plan.alike], [weights[i] for i in plan.alike]
+        _lerp(*alike, weight, where, is_fusable=plan.is_fusable)
+        for number, group in enumerate(plan.groups):
+            self._move_group(number, group, weights, weight, where)
         for run in plan.runs:
             self._move_run(run, weights, weight, where)
         for index in plan.cast:
             self._move_cast(averages[index], weights[index], weight, where)
         distant = [(averages[i], weights[i]) for i in plan.distant]
-        for piece in _pieces(distant):
+        for piece in pieces(distant):
             brought = [w.to(a.device, a.dtype) for a, w in piece]
             _lerp([a for a, _ in piece], brought, weight, where)
 
+    def _move_group(
+        self,
+        number: int,
+        group: Group,
+        weights: list[Tensor],
+        weight: float | Tensor,
+        where: Tensor | None,
+    ) -> None:
+        first = group.averages[0]
+        size = sum(average.numel() for average in group.averages)
+        block = self._workspace.block(size, first.dtype, first.device)
+        known = self._views.get(number)
+        if known is None or known[0].data_ptr() != block.data_ptr():
+            parts = torch.split(block, [average.numel() for average in group.averages])
+            views = [p.view(a.shape) for p, a in zip(parts, group.averages, strict=True)]
+            known = self._views[number] = block, views
+        views = known[1]
+        _torch._foreach_copy_(views, list(group.take(weights)))
+        _lerp(group.averages, views, weight, where, is_fusable=is_fusable(first, first))
+
     def _move_run(
-        self, run: _Run, weights: list[Tensor], weight: float | Tensor, where: Tensor | None
+        self, run: Run, weights: list[Tensor], weight: float | Tensor, where: Tensor | None
     ) -> None:
         """Collect the small ones, cast them as one and move as one."""
         sources = list(run.take(weights))
@@ -122,7 +117,7 @@ class Averaging:
             _lerp([average], [source.to(average.dtype)], weight, where)
             return
         average, source = average.view(-1), source.detach().view(-1)
-        size = _block_size(average)
+        size = block_size(average)
         for start in range(0, average.numel(), size):
             end = start + size
             self._cast_flat(average[start:end], source[start:end], weight, where)
@@ -166,152 +161,49 @@ def update_average(
     Averaging(average).move(source, decay, where)
 
 
-def pack(averages: list[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
-    """Lay small *averages* side by side in one storage where that is faster; returns all of them.
-
-    Collecting, casting and moving a thousand small tensors then takes three calls, and no more
-    memory. What has a storage in common with others already is left there.
-    """
-    packed = list(averages)
-    kinds: dict[Any, list[int]] = {}
-    for index, (average, weight) in enumerate(zip(averages, weights, strict=True)):
-        if _runs(average, weight) and not _shares(average):
-            kinds.setdefault((average.dtype, weight.dtype, average.device), []).append(index)
-    for indices in kinds.values():
-        if len(indices) > 1:
-            flat = torch.cat([averages[i].reshape(-1) for i in indices])
-            parts = torch.split(flat, [averages[i].numel() for i in indices])
-            for index, part in zip(indices, parts, strict=True):
-                packed[index] = part.view(averages[index].shape)
-    return packed
-
-
-def separate(average: Tensor) -> Tensor:
-    """*average*, or a copy if it shares its storage with others (`pack`)."""
-    return average.clone() if _is_plain(average) and _shares(average) else average
-
-
-def _planned(averages: list[Tensor], weights: list[Tensor], kinds: Any) -> _Plan:
-    plan = _Plan(kinds, [], [], [], [])
-    small: dict[torch.dtype, list[int]] = {}  # by the dtype of the weights
-    for index, (average, weight) in enumerate(zip(averages, weights, strict=True)):
-        if _runs(average, weight):
-            small.setdefault(weight.dtype, []).append(index)
-        else:
-            _by_itself(plan, index, average, weight)
-    for indices in (run for alike in small.values() for run in _neighbours(averages, alike)):
-        if len(indices) == 1:
-            _by_itself(plan, indices[0], averages[indices[0]], weights[indices[0]])
-        else:
-            plan.runs.append(_run(averages, weights, indices))
-    return plan
-
-
-def _by_itself(plan: _Plan, index: int, average: Tensor, weight: Tensor) -> None:
-    if _kind_of(average) == _kind_of(weight):
-        plan.alike.append(index)
-    elif _is_flat(average, weight):
-        plan.cast.append(index)
-    else:
-        plan.distant.append(index)
-
-
-def _run(averages: list[Tensor], weights: list[Tensor], indices: list[int]) -> _Run:
-    first = averages[indices[0]]
-    size = sum(averages[i].numel() for i in indices)
-    flat = first.as_strided((size,), (1,), first.storage_offset())
-    if indices == list(range(indices[0], indices[-1] + 1)):
-        take: Any = itemgetter(slice(indices[0], indices[-1] + 1))
-    else:
-        take = itemgetter(*indices)
-    return _Run(flat, take, all(weights[i].dim() == 1 for i in indices))
-
-
-def _neighbours(averages: list[Tensor], indices: list[int]) -> Iterator[list[int]]:
-    """Split *indices* into runs of averages that lie side by side, a block at the most."""
-    run: list[int] = []
-    size = 0
-    for index in indices:
-        average = averages[index]
-        if run and not (
-            size + average.numel() <= _block_size(average)
-            and _are_side_by_side(averages[run[-1]], average)
-        ):
-            yield run
-            run, size = [], 0
-        run.append(index)
-        size += average.numel()
-    if run:
-        yield run
-
-
-def _are_side_by_side(left: Tensor, right: Tensor) -> bool:
-    if _kind_of(left) != _kind_of(right):
-        return False
-    same = left.untyped_storage().data_ptr() == right.untyped_storage().data_ptr()
-    gap = right.storage_offset() - left.storage_offset()
-    return same and bool(gap == left.numel())
-
-
-def _runs(average: Tensor, weight: Tensor) -> bool:
-    """Whether *average* is better moved together with its neighbours."""
-    # On other devices a foreach function moves tensors of one dtype in one kernel.
-    if average.dtype != weight.dtype:
-        limit = _SMALL_CAST
-    else:
-        limit = _SMALL if average.device.type == "cpu" else 0
-    return average.numel() < limit and _is_flat(average, weight)
-
-
-def _is_flat(average: Tensor, weight: Tensor) -> bool:
-    """Whether *average* can be moved in flat blocks."""
-    return (
-        average.device == weight.device
-        and _is_plain(average)
-        and _is_plain(weight)
-        and average.is_contiguous()
-        and average.numel() > 0
-    )
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, Parameter) and tensor.layout == torch.strided
-
-
-def _shares(tensor: Tensor) -> bool:
-    return tensor.untyped_storage().nbytes() > tensor.nbytes
-
-
-def _block_size(average: Tensor) -> int:
-    return _BLOCK.get(average.device.type, _PIECE)
-
-
-def _pieces(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Yield *pairs* in runs of about `_PIECE` elements, so that few are held twice at a time."""
-    piece: list[tuple[Tensor, Tensor]] = []
-    size = 0
-    for pair in pairs:
-        piece.append(pair)
-        size += pair[0].numel()
-        if size >= _PIECE:
-            yield piece
-            piece, size = [], 0
-    if piece:
-        yield piece
-
-
 def _lerp(
-    average: list[Tensor], source: list[Tensor], weight: float | Tensor, where: Tensor | None
+    average: list[Tensor],
+    source: list[Tensor],
+    weight: float | Tensor,
+    where: Tensor | None,
+    *,
+    is_fusable: bool = False,
 ) -> None:
     if not average:
+        return
+    if is_fusable and where is not None and isinstance(weight, float) and weight < _MAX_FUSED:
+        _fused_lerp(average, source, weight, where)
         return
     if where is None and not isinstance(weight, Tensor):
         _torch._foreach_lerp_(average, source, weight)
         return
     # One tensor for each pair: a single one would be read by the host.
-    kinds = list(map(_kind_of, average))
+    kinds = list(map(kind_of, average))
     weights = {kind: _on(weight, where, *reversed(kind)) for kind in set(kinds)}
     _torch._foreach_lerp_(average, source, [weights[kind] for kind in kinds])
+
+
+def _fused_lerp(average: list[Tensor], source: list[Tensor], weight: float, where: Tensor) -> None:
+    """Move all in one kernel that reads on the device whether to.
+
+    It is that of `torch.optim.SGD(fused=True)`: with the weights for gradients, a weight decay of -1
+    and the learning rate -weight, a step is average + weight * (source - average), bit for bit what
+    `lerp` gives below a weight of 0.5.
+    """
+    _torch._fused_sgd_(
+        average,
+        source,
+        [],
+        weight_decay=-1.0,
+        momentum=0.0,
+        lr=-weight,
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+        is_first_step=False,
+        grad_scale=None,
+        found_inf=(~where).to(average[0].device, torch.float32),
+    )
 
 
 def _on(

@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from nshtrainer.errors import NshTrainerError
 from nshtrainer.runtime.saving import AVERAGE_KEY
 
-from .averaging import separate
 from .options import AverageOptions
+from .plan import separate
 from .shards import like, local, whole
 from .weight_ema import WeightEMA
 

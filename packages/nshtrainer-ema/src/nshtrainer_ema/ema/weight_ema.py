@@ -16,8 +16,9 @@ from nshtrainer.errors import NshTrainerError
 from nshtrainer.runtime.weights import WeightSwap
 from nshtrainer.selection import NameSelection
 
-from .averaging import Averaging, Workspace, pack, update_average
+from .averaging import Averaging, Workspace, update_average
 from .options import AverageOptions
+from .plan import pack
 from .schedule import DecaySchedule, schedules_of
 from .selection import BufferSlot, ModuleContent, buffer_slots
 from .shards import is_sharded, like, local
@@ -70,10 +71,14 @@ class _Count:
             self.samples += samples
             return self.steps % every == 0
         # The counts move to the device and stay there: the host does not know them any more.
-        applied: Tensor | bool = ~skipped.bool() if isinstance(skipped, Tensor) else True
+        applied: Tensor | bool = True
+        if isinstance(skipped, Tensor):
+            applied = ~(skipped if skipped.dtype == torch.bool else skipped.bool())
         self.steps = self.steps + applied
         if samples or isinstance(self.samples, Tensor):
             self.samples = self.samples + samples * applied
+        if every == 1:
+            return applied
         return (torch.as_tensor(self.steps) % every == 0) & applied
 
     def updated(self, due: bool | Tensor) -> None:
