@@ -36,11 +36,11 @@ def first_batch(_settings: Settings) -> Iterator[Comparison]:
 
 def _until_first_batch(make: MakeTrainer, *, with_trainer: bool) -> Sampler:
     def sample() -> Sample:
-        from .workloads import NETS, Batches, Stamps, quiet
+        from .workloads import NETS, Stamps, loader, quiet
 
         net, shape = NETS["the demo's CNN"]
         with quiet() as folder:
-            model, batches, stamps = net(), Batches(shape, 1), Stamps()
+            model, batches, stamps = net(), loader(shape, 1), Stamps()
             before = Sample(time.perf_counter(), time.process_time())
             trainer = make(folder, stamps)
             if not with_trainer:

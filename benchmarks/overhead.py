@@ -48,14 +48,14 @@ def mean_step(make: MakeTrainer, net: str, steps: int) -> Sampler:
     def sample() -> Sample:
         from lightning import seed_everything
 
-        from .workloads import NETS, Batches, Stamps, quiet
+        from .workloads import NETS, Stamps, loader, quiet
 
         make_net, shape = NETS[net]
         seed_everything(0, verbose=False)
         with quiet() as folder:
             stamps = Stamps()
             trainer = make(folder, stamps)
-            trainer.fit(make_net(), Batches(shape, steps), Batches(shape, 1))
+            trainer.fit(make_net(), loader(shape, steps), loader(shape, 1))
         if trainer.global_step != steps or len(stamps.ends) != steps:
             raise RuntimeError(f"{trainer.global_step} of {steps} steps were taken")
         start, end = int(_FIRST * steps), steps - 1

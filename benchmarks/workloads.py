@@ -9,7 +9,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
 from nshtrainer import Trainer, TrainerConfig
@@ -38,10 +39,10 @@ __all__ = [
     "STARTS",
     "STEPS",
     "TRAINERS",
-    "Batches",
     "DeepModel",
     "MakeTrainer",
     "Stamps",
+    "loader",
     "on_gpu",
     "quiet",
 ]
@@ -57,15 +58,8 @@ MakeTrainer = Callable[[Path, Callback], pl.Trainer]
 """Makes a trainer that writes below a folder and has the given callback besides its own."""
 
 
-class Batches:
-    """The same batch over and over, already made: the data loader's work is nobody's.
-
-    Args:
-        shape: Of one input; labels are ten classes.
-        count: How many batches an epoch has.
-
-    Yields `(x, y)`, shapes `(64, *shape)` float32 and `(64,)` int64.
-    """
+class Batches(Dataset[tuple[Tensor, Tensor]]):
+    """The same batch over and over, already made: `(x, y)`, `(64, *shape)` and `(64,)`, ten classes."""
 
     def __init__(self, shape: tuple[int, ...], count: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -75,11 +69,17 @@ class Batches:
         )
         self.count = count
 
+    @override
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.batch
+
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return iter([self.batch] * self.count)
+
+def loader(shape: tuple[int, ...], count: int) -> DataLoader[tuple[Tensor, Tensor]]:
+    """A data loader with hardly any work: *count* batches of inputs of this shape."""
+    return DataLoader(Batches(shape, count), batch_size=None)
 
 
 class DeepModel(pl.LightningModule):
