@@ -18,6 +18,8 @@ from typing_extensions import override
 
 from nshtrainer.run.redaction import redact, secrets_in_environment
 from nshtrainer.run.run import project_root
+from nshtrainer_wandb.checkpoints.staging import clear_staged
+from nshtrainer_wandb.client import import_wandb
 
 from .choices import check_tags, choose_mode, choose_project, has_credentials
 
@@ -69,6 +71,8 @@ class LateWandbLogger(WandbLogger):
             notes="\n".join(trainer_config.notes) or None,
         )
         self._config, self._trainer_config = config, trainer_config
+        self._described: dict[str, Any] = {}
+        """What the open run is, or the last one was."""
 
     @override
     def __getstate__(self) -> dict[str, Any]:
@@ -117,17 +121,22 @@ class LateWandbLogger(WandbLogger):
             log.warning("checkpoints could not be uploaded to W&B: %s", error)
         self._close(exit_code=None if status == "success" else 1)
 
-    def _open(self) -> Run:
-        import wandb
+    def describe_run(self) -> dict[str, Any]:
+        """Return id, project and address of the W&B run for the metadata of checkpoints."""
+        return {"wandb": dict(self._described)} if self._described else {}
 
+    def _open(self) -> Run:
+        wandb = import_wandb()
         if (previous := LateWandbLogger._active) not in (None, self):
             # Left open, because another callback failed while an exception was handled, or because
             # this trainer runs inside another one; that one's logger then opens its run again.
             previous._close()
         if wandb.run is not None:
             log.info("logging to the open W&B run %s, which is left open", wandb.run.id)
+            self._described = _description(wandb.run)
             return wandb.run
         run = self._init()
+        self._described = _description(run)
         LateWandbLogger._active = self
         # The x-axis that Lightning's logger writes
         run.define_metric("trainer/global_step")
@@ -135,7 +144,7 @@ class LateWandbLogger(WandbLogger):
         return run
 
     def _init(self) -> Run:
-        import wandb
+        wandb = import_wandb()
         from wandb.errors import CommError
 
         options: dict[str, Any] = {
@@ -160,8 +169,7 @@ class LateWandbLogger(WandbLogger):
             return wandb.init(**offline)
 
     def _mode(self) -> str:
-        import wandb
-
+        wandb = import_wandb()
         settings = wandb.setup().settings
         kept = settings.mode if settings.mode != "online" else None  # by `wandb offline`
         base_url = os.environ.get("WANDB_BASE_URL") or settings.base_url
@@ -193,10 +201,23 @@ class LateWandbLogger(WandbLogger):
         if LateWandbLogger._active is not self:
             return  # somebody else opened it, and finishes it
         LateWandbLogger._active = None
+        run = cast("Run", run)
         try:
-            cast("Run", run).finish(exit_code=exit_code)
+            run.finish(exit_code=exit_code)
+            clear_staged(run)
         except Exception as error:  # noqa: BLE001 -- must neither fail a run nor hide why it failed
             log.warning("the W&B run could not be finished: %s", error)
+
+
+def _description(run: Run) -> dict[str, Any]:
+    """Return what finds *run* again; what is not known offline is None."""
+    return {
+        "id": run.id,
+        "project": run.project or None,
+        "entity": run.entity or None,
+        "url": run.url,
+        "is_offline": run.offline,
+    }
 
 
 def _plain(value: Any) -> Any:
