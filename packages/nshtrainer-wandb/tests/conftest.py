@@ -100,7 +100,7 @@ def read_wandb_file(path: Path) -> WrittenRun:
                 Version(
                     artifact.name,
                     artifact.type,
-                    list(artifact.aliases),
+                    sorted(artifact.aliases),
                     json.loads(artifact.metadata or "{}"),
                     {e.path: e.local_path or e.ref for e in artifact.manifest.contents},
                 )

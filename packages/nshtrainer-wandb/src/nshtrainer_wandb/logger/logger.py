@@ -12,12 +12,14 @@ from lightning.fabric.loggers.logger import (
     rank_zero_experiment,  # pyright: ignore[reportUnknownVariableType] -- typed loosely by Lightning
 )
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from pydantic import BaseModel
 from typing_extensions import override
 
 from nshtrainer.run.redaction import redact, secrets_in_environment
 from nshtrainer.run.run import project_root
+from nshtrainer.runtime.events import ANNOUNCES_CHECKPOINTS
 from nshtrainer_wandb.checkpoints.staging import clear_staged
 from nshtrainer_wandb.client import import_wandb
 
@@ -108,6 +110,12 @@ class LateWandbLogger(WandbLogger):
         """Add *params* to the run's config, without secrets and with configurations as mappings."""
         plain = _plain(vars(params) if isinstance(params, Namespace) else params)
         super().log_hyperparams(redact(plain, known=secrets_in_environment()))
+
+    @override
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+        """Take note of Lightning's own checkpoints; ours are uploaded by `wandb_checkpoints`."""
+        if not getattr(checkpoint_callback, ANNOUNCES_CHECKPOINTS, False):
+            super().after_save_checkpoint(checkpoint_callback)
 
     @override
     @rank_zero_only
