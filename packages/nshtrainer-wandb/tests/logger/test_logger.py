@@ -121,9 +121,9 @@ def test_interrupted_run_is_finished(make_config, model, batches, written, inter
     """Ctrl-C ends the run as failed, and what comes next in the process is a run of its own."""
     import wandb
 
+    trainer = Trainer(make_config(loggers=[ONLY_LOGGER], id="first"), callbacks=[interrupts])
     with pytest.raises(SystemExit):
-        config = make_config(loggers=[ONLY_LOGGER], id="first")
-        Trainer(config, callbacks=[interrupts]).fit(model, batches)
+        trainer.fit(model, batches)
     assert wandb.run is None
     Trainer(make_config(loggers=[ONLY_LOGGER], id="second")).fit(model, batches)
 
@@ -141,9 +141,9 @@ def test_run_that_lightning_did_not_finish_is_finished_by_the_next(
     make_config, model, failing_model, batches, written
 ):
     """Even an exception within the handling of one leaves no run to the next trainer."""
+    trainer = Trainer(make_config(loggers=[ONLY_LOGGER], id="first"), callbacks=[FailsTwice()])
     with pytest.raises(ValueError, match="and again"):
-        config = make_config(loggers=[ONLY_LOGGER], id="first")
-        Trainer(config, callbacks=[FailsTwice()]).fit(failing_model, batches)
+        trainer.fit(failing_model, batches)
     Trainer(make_config(loggers=[ONLY_LOGGER], id="second")).fit(model, batches)
 
     first, second = written()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from nshtrainer.callbacks.base import CallbackConfigBase
-from nshtrainer.callbacks.callback import ConfiguredCallback
+from nshtrainer.callbacks.callback import ConfiguredCallback, silence_unused_hooks
 from nshtrainer.runtime.driver import attach
 from nshtrainer.runtime.gradients import GradientStep
 from nshtrainer.runtime.optimizer_hooks import plain_name
@@ -75,6 +75,15 @@ class WandbWatchCallback(ConfiguredCallback[WandbWatchCallbackConfig]):
         self._watch(trainer, pl_module, module)
 
     @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Take part in the gradient pipeline where a record is due, so that other steps run without it."""
+        is_due = self._is_due(batches_that_stepped(trainer)) or bool(self._overdue)
+        if is_due != self._listens:
+            self._listen(trainer, is_due)
+
+    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._forget()
 
@@ -94,6 +103,7 @@ class WandbWatchCallback(ConfiguredCallback[WandbWatchCallbackConfig]):
             hooked.release()
         self.__dict__.update(_NOTHING_WATCHED)
         self._recorded, self._overdue = set(), set()
+        silence_unused_hooks(self, "on_train_batch_start")
 
     def _watch(self, trainer: Trainer, pl_module: LightningModule, module: nn.Module) -> None:
         config = self.config
@@ -116,9 +126,7 @@ class WandbWatchCallback(ConfiguredCallback[WandbWatchCallbackConfig]):
         self._log_parameters = config.log in ("parameters", "all")
         if self._log_gradients or self._log_parameters:
             self._module = module
-            # In `on_train_start`: what is compiled is known now, and the driver's own comes later.
-            driver = attach(trainer, self.state_key)
-            driver.gradients.register(self.state_key, observe=self._observe)
+            self.__dict__.pop("on_train_batch_start", None)
         hook_gradients = with_hooks and log_gradients
         if self._run is not None and (hook_gradients or log_graph):
             self._hooked = HookedModule(self._run, module)
@@ -126,9 +134,24 @@ class WandbWatchCallback(ConfiguredCallback[WandbWatchCallbackConfig]):
                 log_freq=config.log_freq, log_gradients=hook_gradients, log_graph=log_graph
             )
 
+    def _is_due(self, index: int) -> bool:
+        """Whether the step of batch *index* is one to record, by the count of those that stepped."""
+        return (index + 1) % self.config.log_freq == 0
+
+    def _listen(self, trainer: Trainer, is_due: bool) -> None:
+        self._listens = is_due
+        pipeline = attach(trainer, self.state_key).gradients
+        if is_due:
+            pipeline.register(self.state_key, observe=self._observe)
+            pipeline.observe_optimizers(trainer)
+            return
+        pipeline.unregister(self.state_key)
+        if not pipeline.active:
+            pipeline.reset()  # else its hooks on the optimizers go on being called
+
     def _observe(self, step: GradientStep) -> None:
         index, optimizer = batches_that_stepped(step.trainer), step.optimizer_index
-        if (index + 1) % self.config.log_freq and optimizer not in self._overdue:
+        if not (self._is_due(index) or optimizer in self._overdue):
             return
         if index != self._index:
             self._index, self._recorded = index, set()
@@ -185,13 +208,15 @@ class WandbWatchCallback(ConfiguredCallback[WandbWatchCallbackConfig]):
     """Optimizers that have been recorded in it."""
     _overdue: set[int]
     """Optimizers whose record is made at their next step, since the one it was due at was skipped."""
+    _listens: bool
+    """Whether it is registered with the gradient pipeline."""
     _log_gradients: bool
     _log_parameters: bool
     _has_failed: bool
 
 
 _NOTHING_WATCHED: dict[str, Any] = {
-    "_run": None, "_module": None, "_hooked": None, "_index": -1,
+    "_run": None, "_module": None, "_hooked": None, "_index": -1, "_listens": False,
     "_log_gradients": False, "_log_parameters": False, "_has_failed": False,
 }  # fmt: skip
 
