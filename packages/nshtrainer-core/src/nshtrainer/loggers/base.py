@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, runtime_checkable
 
 from nshtrainer.callbacks.base import CallbackConfigBase
 from nshtrainer.config import Config
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
     from nshtrainer.trainer.config import TrainerConfig
 
-__all__ = ["LoggerConfigBase", "RunDescriber", "logger_registry"]
+__all__ = ["ANNOUNCES_CHECKPOINTS", "LoggerConfigBase", "RunDescriber", "logger_registry"]
+
+ANNOUNCES_CHECKPOINTS: Final = "announces_checkpoints"
+"""Attribute of a checkpoint callback, true if it emits `on_checkpoint_saved`: a logger that uploads
+what it hears of so leaves it alone in Lightning's `after_save_checkpoint`."""
 
 
 @runtime_checkable

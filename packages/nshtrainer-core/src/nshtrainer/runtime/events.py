@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 __all__ = [
-    "ANNOUNCES_CHECKPOINTS",
     "ON_CHECKPOINT_PREPARE",
     "ON_CHECKPOINT_REMOVED",
     "ON_CHECKPOINT_SAVED",
@@ -36,10 +35,6 @@ ON_CHECKPOINT_PREPARE: Final = "on_checkpoint_prepare"
 ON_CHECKPOINT_SAVED: Final = "on_checkpoint_saved"
 ON_CHECKPOINT_REMOVED: Final = "on_checkpoint_removed"
 ON_OPTIMIZER_STEP_SKIPPED: Final = "on_optimizer_step_skipped"
-
-ANNOUNCES_CHECKPOINTS: Final = "announces_checkpoints"
-"""Attribute of a checkpoint callback, true if it emits `on_checkpoint_saved`: a logger that uploads
-what it hears of so leaves it alone in Lightning's `after_save_checkpoint`."""
 
 # A file that one listener could not prepare must not be written; the others only report what is
 # already a fact, which no listener can undo.

@@ -17,9 +17,9 @@ from lightning.pytorch.loggers import WandbLogger
 from pydantic import BaseModel
 from typing_extensions import override
 
+from nshtrainer.loggers.base import ANNOUNCES_CHECKPOINTS
 from nshtrainer.run.redaction import redact, secrets_in_environment
 from nshtrainer.run.run import project_root
-from nshtrainer.runtime.events import ANNOUNCES_CHECKPOINTS
 from nshtrainer_wandb.checkpoints.staging import clear_staged
 from nshtrainer_wandb.client import import_wandb
 
