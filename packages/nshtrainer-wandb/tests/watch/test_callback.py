@@ -333,3 +333,41 @@ def test_trouble_with_wandb_does_not_end_training(make_config, model, batches, c
 
     assert trainer.global_step == 4
     assert caplog.text.count("no histograms today") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_are_recorded_without_the_loss_scale(fused, make_config, model, batches, written):
+    """With 16-mixed and a real GradScaler; a fused optimizer takes the scale off by itself."""
+    from lightning.pytorch.plugins import MixedPrecision
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    precision = MixedPrecision("16-mixed", "cpu", scaler=scaler)
+    model.configure_optimizers = lambda: torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
+    expected = copy.deepcopy(model.layer)
+    expected(torch.ones(2, 4)).square().mean().backward()
+
+    config = make_config(loggers=[_logger(log_freq=1)], limit_train_batches=1)
+    Trainer(config, plugins=[precision]).fit(model, batches)
+
+    (run,) = written()
+    (recorded,) = _extremes(run, "gradients/layer.weight").values()
+    grad = expected.weight.grad
+    assert recorded == pytest.approx((float(grad.min()), float(grad.max())), rel=0.02)
+
+
+@pytest.mark.slow
+def test_step_that_the_loss_scaler_skips_is_not_recorded(make_config, model, batches, written):
+    """A scale that overflows makes the first steps skip; the first one that runs is recorded."""
+    from lightning.pytorch.plugins import MixedPrecision
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**18, backoff_factor=2.0**-15)
+    precision = MixedPrecision("16-mixed", "cpu", scaler=scaler)
+
+    config = make_config(loggers=[_logger(log_freq=1, log="all")])
+    Trainer(config, plugins=[precision]).fit(model, batches)
+
+    (run,) = written()
+    steps = list(_extremes(run, "gradients/layer.weight"))
+    assert steps == list(_extremes(run, "parameters/layer.weight"))
+    assert 0 < len(steps) < 4
