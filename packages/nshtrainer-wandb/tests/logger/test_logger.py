@@ -226,6 +226,21 @@ def test_unreachable_server_keeps_the_run_offline(
     assert any("train/loss" in r.summary and r.exit_code == 0 for r in written())
 
 
+def test_disabled_wandb_leaves_nothing(make_config, model, batches, project, monkeypatch):
+    """Switched off as a whole, W&B gets no files, no histograms and no checkpoints."""
+    import wandb
+
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger = {"name": "wandb", "watch": {"log": "all", "log_freq": 1}, "log_model": "all"}
+    trainer = Trainer(make_config(loggers=[logger]))
+    trainer.fit(model, batches)
+    wandb.teardown()
+
+    assert list(project.rglob("*.wandb")) == []
+    assert trainer.loggers[0].describe_run() == {}
+
+
 def test_without_a_key_the_run_is_offline(make_config, model, batches, project, monkeypatch):
     """Nobody is asked to log in."""
     import wandb

@@ -318,6 +318,17 @@ def test_plain_trainer_with_lightnings_logger_is_watched(
 
 
 @pytest.mark.slow
+def test_run_that_is_too_short_for_a_record_says_so(make_config, model, batches, written, caplog):
+    """Four steps have no step 1000; nobody is left to wonder where the histograms are."""
+    with caplog.at_level(logging.INFO, "nshtrainer_wandb"):
+        Trainer(make_config(loggers=[_logger(log_freq=1000)])).fit(model, batches)
+
+    (run,) = written()
+    assert _watched(run, "gradients") == set()
+    assert "ended before its step 1000" in caplog.text
+
+
+@pytest.mark.slow
 def test_trouble_with_wandb_does_not_end_training(make_config, model, batches, caplog, monkeypatch):
     """A record that cannot be made is one warning, however many there are."""
     import wandb

@@ -218,7 +218,9 @@ class LateWandbLogger(WandbLogger):
 
 
 def _description(run: Run) -> dict[str, Any]:
-    """Return what finds *run* again; what is not known offline is None."""
+    """Return what finds *run* again; what is not known offline is None. Nothing if W&B is disabled."""
+    if run.disabled:
+        return {}
     return {
         "id": run.id,
         "project": run.project or None,

@@ -84,6 +84,15 @@ class WandbWatchCallback(ConfiguredCallback[WandbWatchCallbackConfig]):
             self._listen(trainer, is_due)
 
     @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._run is not None and self._module is not None and self._index < 0:
+            log.info(
+                "W&B has no histograms of this run, which ended before its step %s; lower `log_freq` "
+                "of wandb_watch",
+                self.config.log_freq,
+            )
+
+    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._forget()
 
