@@ -317,6 +317,30 @@ def test_plain_trainer_with_lightnings_logger_is_watched(
     assert list(_extremes(run, "gradients/layer.weight")) == [1, 3, 5, 7]
 
 
+class Pipeline(Callback):
+    """Notes at each batch whether the gradient pipeline runs, and its hooks on the optimizer."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[bool, int]] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        from nshtrainer.runtime.driver import find_driver
+
+        (optimizer,) = trainer.optimizers
+        active = find_driver(trainer).gradients.active
+        self.seen.append((active, len(optimizer._optimizer_step_post_hooks)))
+
+
+@pytest.mark.slow
+def test_steps_without_a_record_run_without_the_pipeline(make_config, model, batches):
+    """Between records nothing of it is called, and nothing is on the optimizer."""
+    pipeline = Pipeline()
+
+    Trainer(make_config(loggers=[_logger()]), callbacks=[pipeline]).fit(model, batches)
+
+    assert pipeline.seen == [(False, 0), (True, 1), (False, 0), (True, 1)]
+
+
 @pytest.mark.slow
 def test_run_that_is_too_short_for_a_record_says_so(make_config, model, batches, written, caplog):
     """Four steps have no step 1000; nobody is left to wonder where the histograms are."""
