@@ -37,6 +37,7 @@ def every_family() -> dict[str, Any]:
             {"name": "epoch_timer"},
             {"name": "print_table_metrics"},
             {"name": "act_save"},
+            {"name": "wandb_checkpoints"},
         ],
         "loggers": [
             {"name": "csv"},

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import logging
+import os
 import tempfile
 import time
 import warnings
@@ -38,7 +39,11 @@ __all__ = [
     "NETS",
     "STARTS",
     "STEPS",
+    "STEPS_TO_RECORD",
     "TRAINERS",
+    "WANDB",
+    "WATCH_EVERY",
+    "WITH_WANDB",
     "DeepModel",
     "MakeTrainer",
     "Stamps",
@@ -49,6 +54,10 @@ __all__ = [
 
 BATCH_SIZE = 64
 _LOG_EVERY = 50
+WATCH_EVERY = 1000
+"""Steps between two records of `wandb_watch`, by default."""
+STEPS_TO_RECORD = 8
+"""Which step of a run makes a record, of those that are compared with and without W&B."""
 _DECAY = 0.999
 
 # Private in torch; there is no public form of the foreach functions.
@@ -230,6 +239,32 @@ def _core_trainer(folder: Path, stamps: Callback) -> pl.Trainer:
     return Trainer(config, callbacks=[stamps])
 
 
+def _wandb_trainer(folder: Path, stamps: Callback) -> pl.Trainer:
+    """The same with W&B's logger, offline, and its watch as it is by default."""
+    os.environ["WANDB_SILENT"] = "true"
+    loggers = [{"name": "csv"}, {"name": "wandb", "offline": True, "log_code": None}]
+    config = TrainerConfig.model_validate(
+        {
+            **dict.fromkeys(SLOTS),
+            **_SETTINGS,
+            "directory": {"project_root": folder},
+            "loggers": loggers,
+        }
+    )
+    return _just_before_a_record(Trainer(config, callbacks=[stamps]))
+
+
+def _without_wandb_trainer(folder: Path, stamps: Callback) -> pl.Trainer:
+    """What it is compared with."""
+    return _just_before_a_record(_core_trainer(folder, stamps))
+
+
+def _just_before_a_record(trainer: pl.Trainer) -> pl.Trainer:
+    """Count as if most of 1000 steps had been made, so that a record, one in 1000 steps, comes soon."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = WATCH_EVERY - STEPS_TO_RECORD
+    return trainer
+
+
 def _demo_trainer(folder: Path, stamps: Callback) -> pl.Trainer:
     """Ours with all of the demo's callbacks and a CSV logger; wandb is no part of it."""
     return Trainer(_demo_config(folder), callbacks=[stamps])
@@ -326,6 +361,13 @@ STARTS: dict[str, MakeTrainer] = {
 DYNAMICS = "Lightning, our EMA, gradient skipping and shared parameters"
 EVERYTHING = "nshtrainer, every callback"
 EVERY_STEP = "nshtrainer, every callback, logging at every step"
+WANDB = "nshtrainer, W&B logger and watch"
+WITH_WANDB: dict[str, MakeTrainer] = {
+    "nshtrainer, the same without": _without_wandb_trainer,
+    WANDB: _wandb_trainer,
+}
+"""With and without W&B; the first is what the other is divided by."""
+
 STEPS: dict[str, MakeTrainer] = {
     "Lightning": _plain_trainer,
     "Lightning, one foreach norm and one foreach average": _kernels_trainer,

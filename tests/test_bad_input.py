@@ -87,6 +87,8 @@ FILES = {
     "remote folder": Bad(SAVE % "best_checkpoint, dirpath: 's3://'", SAVED + "best_checkpoint.dirpath", "names no folder"),
     "watch everything": Bad("loggers: [{name: wandb, watch: {log: everything}}]", "loggers[0].wandb.watch.log", "'gradients', 'parameters' or 'all'.*'everything'"),
     "watch never": Bad("callbacks: [{name: wandb_watch, log_freq: 0}]", "wandb_watch.log_freq", "greater than 0"),
+    "watch by magic": Bad("callbacks: [{name: wandb_watch, method: magic}]", "wandb_watch.method", "'optimizer_step' or 'hooks'.*'magic'"),
+    "upload some": Bad("callbacks: [{name: wandb_checkpoints, upload: some}]", "wandb_checkpoints.upload", "'all' or 'latest'.*'some'"),
     "upload no pattern": Bad("callbacks: [{name: wandb_upload_code, exclude: ['']}]", "wandb_upload_code.exclude[0]", "at least 1 character"),
     "flush never": Bad("loggers: [{name: csv, flush_logs_every_n_steps: 0}]", "loggers[0].csv.flush_logs_every_n_steps", "greater than 0"),
     "monitor sometimes": Bad("lr_monitor: {logging_interval: sometimes}", "lr_monitor.logging_interval", "'step' or 'epoch'"),

@@ -239,9 +239,13 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "enabled": st.booleans(), "directory": maybe(paths), "include": maybe(_globs), "exclude": _globs,
         "max_file_bytes": positive, "max_total_bytes": positive,
     },
+    "wandb_checkpoints": {
+        "enabled": st.booleans(), "upload": st.sampled_from(["all", "latest"]),
+    },
     "wandb_watch": {
         "enabled": st.booleans(), "log": st.sampled_from(["gradients", "parameters", "all", None]),
         "log_graph": st.booleans(), "log_freq": positive,
+        "method": st.sampled_from(["optimizer_step", "hooks"]),
     },
 }  # fmt: skip
 """The options of every callback; a test says that none is missing."""

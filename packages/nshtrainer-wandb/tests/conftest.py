@@ -21,6 +21,18 @@ _CHUNK_HEADER = 7
 
 
 @dataclass
+class Version:
+    """One logged artifact."""
+
+    name: str
+    type: str
+    aliases: list[str]
+    metadata: dict[str, Any]
+    files: dict[str, str]
+    """Path within the artifact -> where W&B reads it."""
+
+
+@dataclass
 class WrittenRun:
     """What one `.wandb` file says."""
 
@@ -34,6 +46,8 @@ class WrittenRun:
     summary: dict[str, Any] = field(default_factory=dict)
     artifacts: dict[str, list[str]] = field(default_factory=dict)
     """Type -> paths of the files in all artifacts of this type."""
+    versions: list[Version] = field(default_factory=list["Version"])
+    """All artifacts, in the order in which they were logged."""
     exit_code: int | None = None
     """None if the run was not finished."""
 
@@ -81,6 +95,16 @@ def read_wandb_file(path: Path) -> WrittenRun:
         elif kind == "summary":
             run.summary.update(_items(record.summary.update))
         elif kind == "artifact":
+            artifact = record.artifact
+            run.versions.append(
+                Version(
+                    artifact.name,
+                    artifact.type,
+                    sorted(artifact.aliases),
+                    json.loads(artifact.metadata or "{}"),
+                    {e.path: e.local_path or e.ref for e in artifact.manifest.contents},
+                )
+            )
             run.artifacts.setdefault(record.artifact.type, []).extend(
                 entry.path for entry in record.artifact.manifest.contents
             )

@@ -10,6 +10,7 @@ import pytest
 from nshtrainer.testing import CallbackConformance, LoggerConformance, TinyModule
 from nshtrainer_wandb import (
     ActSaveConfig,
+    WandbCheckpointsCallbackConfig,
     WandbLoggerConfig,
     WandbUploadCodeCallbackConfig,
     WandbWatchCallbackConfig,
@@ -52,6 +53,10 @@ class TestWandbUploadCode(WithWandb):
     @pytest.fixture(autouse=True)
     def _code(self, project):
         (project / "train.py").write_text("print('hello')")
+
+
+class TestWandbCheckpoints(WithWandb):
+    config = WandbCheckpointsCallbackConfig(upload="all")
 
 
 class TestWandbWatch(WithWandb):

@@ -51,6 +51,9 @@ class CheckpointCallback(ModelCheckpoint):
     finds_newest_checkpoint = True
     """`nshtrainer.Trainer` takes `ckpt_path="auto"` where a callback says so."""
 
+    announces_checkpoints = True
+    """Each save is told by `on_checkpoint_saved`, too."""
+
     def __init__(
         self,
         config: BestCheckpointCallbackConfig | LastCheckpointCallbackConfig,

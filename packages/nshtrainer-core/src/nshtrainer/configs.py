@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from nshtrainer_monitoring.norm_logging.config import NormLoggingCallbackConfig
     from nshtrainer_monitoring.print_table.config import PrintTableMetricsCallbackConfig
     from nshtrainer_wandb.act_save.config import ActSaveConfig
+    from nshtrainer_wandb.checkpoints.config import WandbCheckpointsCallbackConfig
     from nshtrainer_wandb.logger.config import WandbLoggerConfig
     from nshtrainer_wandb.upload_code.config import WandbUploadCodeCallbackConfig
     from nshtrainer_wandb.watch.config import WandbWatchCallbackConfig
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
         "SharedParametersCallbackConfig",
         "TensorboardLoggerConfig",
         "TrainerConfig",
+        "WandbCheckpointsCallbackConfig",
         "WandbLoggerConfig",
         "WandbUploadCodeCallbackConfig",
         "WandbWatchCallbackConfig",

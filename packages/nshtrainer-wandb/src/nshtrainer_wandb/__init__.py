@@ -1,4 +1,4 @@
-"""Weights & Biases for nshtrainer: logger, watching, code upload; and activations with nshutils.
+"""Weights & Biases for nshtrainer: logger, watch, uploads; and activations with nshutils.
 
 The configurations cost neither torch nor wandb; the rest is imported when it is first named.
 """
@@ -9,12 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .act_save.config import ActSaveConfig
+from .checkpoints.config import WandbCheckpointsCallbackConfig
 from .logger.config import WandbLoggerConfig
 from .upload_code.config import WandbUploadCodeCallbackConfig
 from .watch.config import WandbWatchCallbackConfig
 
 if TYPE_CHECKING:
     from .act_save.callback import ActSaveCallback
+    from .checkpoints.callback import WandbCheckpointsCallback
     from .logger.logger import LateWandbLogger
     from .upload_code.callback import WandbUploadCodeCallback
     from .watch.callback import WandbWatchCallback
@@ -23,6 +25,8 @@ __all__ = [
     "ActSaveCallback",
     "ActSaveConfig",
     "LateWandbLogger",
+    "WandbCheckpointsCallback",
+    "WandbCheckpointsCallbackConfig",
     "WandbLoggerConfig",
     "WandbUploadCodeCallback",
     "WandbUploadCodeCallbackConfig",
@@ -33,6 +37,7 @@ __all__ = [
 _RUN_TIME = {
     "ActSaveCallback": ".act_save.callback",
     "LateWandbLogger": ".logger.logger",
+    "WandbCheckpointsCallback": ".checkpoints.callback",
     "WandbUploadCodeCallback": ".upload_code.callback",
     "WandbWatchCallback": ".watch.callback",
 }

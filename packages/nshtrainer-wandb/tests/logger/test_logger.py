@@ -3,9 +3,11 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+import signal
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.callbacks import Callback
 from pydantic import BaseModel
 
 from nshtrainer import Trainer
@@ -99,6 +101,72 @@ def test_failed_run_is_finished_and_the_next_one_is_its_own(
     assert (second.id, second.exit_code) == ("second", 0)
 
 
+class Interrupts(Callback):
+    """Somebody presses Ctrl-C in the second batch."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if batch_idx == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def interrupts():
+    """Lightning ignores further SIGINTs from then on; the other tests should not."""
+    before = signal.getsignal(signal.SIGINT)
+    yield Interrupts()
+    signal.signal(signal.SIGINT, before)
+
+
+def test_interrupted_run_is_finished(make_config, model, batches, written, interrupts):
+    """Ctrl-C ends the run as failed, and what comes next in the process is a run of its own."""
+    import wandb
+
+    trainer = Trainer(make_config(loggers=[ONLY_LOGGER], id="first"), callbacks=[interrupts])
+    with pytest.raises(SystemExit):
+        trainer.fit(model, batches)
+    assert wandb.run is None
+    Trainer(make_config(loggers=[ONLY_LOGGER], id="second")).fit(model, batches)
+
+    assert [(run.id, run.exit_code) for run in written()] == [("first", 1), ("second", 0)]
+
+
+class FailsTwice(Callback):
+    """Fails while an exception is handled, before Lightning comes to the loggers."""
+
+    def on_exception(self, trainer, pl_module, exception) -> None:
+        raise ValueError("and again")
+
+
+def test_run_that_lightning_did_not_finish_is_finished_by_the_next(
+    make_config, model, failing_model, batches, written
+):
+    """Even an exception within the handling of one leaves no run to the next trainer."""
+    trainer = Trainer(make_config(loggers=[ONLY_LOGGER], id="first"), callbacks=[FailsTwice()])
+    with pytest.raises(ValueError, match="and again"):
+        trainer.fit(failing_model, batches)
+    Trainer(make_config(loggers=[ONLY_LOGGER], id="second")).fit(model, batches)
+
+    first, second = written()
+    assert (first.id, second.id) == ("first", "second")
+    assert first.exit_code is not None
+    assert [row["trainer/global_step"] for row in second.history if "train/loss" in row] == [
+        0, 1, 2, 3,
+    ]  # fmt: skip
+
+
+def test_second_fit_continues_the_run(make_config, model, batches, written):
+    """Another `fit` of the same trainer is the same run, opened and finished once more."""
+    trainer = Trainer(make_config(loggers=[ONLY_LOGGER], id="one"))
+    trainer.fit(model, batches)
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(model, batches)
+
+    first, second = written()
+    assert [(r.id, r.exit_code) for r in (first, second)] == [("one", 0)] * 2
+    steps = [row["trainer/global_step"] for row in second.history if "train/loss" in row]
+    assert steps == [4, 5, 6, 7]
+
+
 def test_test_after_fit_continues_the_run(make_config, model, batches, written):
     """Each stage is finished, under one id."""
     trainer = Trainer(make_config(loggers=[ONLY_LOGGER], id="one"))
@@ -156,6 +224,21 @@ def test_unreachable_server_keeps_the_run_offline(
 
     assert "wandb sync" in caplog.text
     assert any("train/loss" in r.summary and r.exit_code == 0 for r in written())
+
+
+def test_disabled_wandb_leaves_nothing(make_config, model, batches, project, monkeypatch):
+    """Switched off as a whole, W&B gets no files, no histograms and no checkpoints."""
+    import wandb
+
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger = {"name": "wandb", "watch": {"log": "all", "log_freq": 1}, "log_model": "all"}
+    trainer = Trainer(make_config(loggers=[logger]))
+    trainer.fit(model, batches)
+    wandb.teardown()
+
+    assert list(project.rglob("*.wandb")) == []
+    assert trainer.loggers[0].describe_run() == {}
 
 
 def test_without_a_key_the_run_is_offline(make_config, model, batches, project, monkeypatch):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, runtime_checkable
 
 from nshtrainer.callbacks.base import CallbackConfigBase
 from nshtrainer.config import Config
@@ -18,7 +18,23 @@ if TYPE_CHECKING:
 
     from nshtrainer.trainer.config import TrainerConfig
 
-__all__ = ["LoggerConfigBase", "logger_registry"]
+__all__ = ["ANNOUNCES_CHECKPOINTS", "LoggerConfigBase", "RunDescriber", "logger_registry"]
+
+ANNOUNCES_CHECKPOINTS: Final = "announces_checkpoints"
+"""Attribute of a checkpoint callback, true if it emits `on_checkpoint_saved`: a logger that uploads
+what it hears of so leaves it alone in Lightning's `after_save_checkpoint`."""
+
+
+@runtime_checkable
+class RunDescriber(Protocol):
+    """A logger that says where its run is; what it says is written beside every checkpoint."""
+
+    def describe_run(self) -> Mapping[str, Any]:
+        """Return plain data under a name of its own, such as `{"wandb": {"id": ..., "url": ...}}`.
+
+        Called on rank zero for each save, also by a thread: it opens nothing and waits for nothing.
+        """
+        ...
 
 
 class LoggerConfigBase(Config):

@@ -24,6 +24,7 @@ CALLBACKS: dict[str, tuple[str, str]] = {
     "on_exception_checkpoint": ("nshtrainer-checkpoint", "OnExceptionCheckpointCallbackConfig"),
     "print_table_metrics": ("nshtrainer-monitoring", "PrintTableMetricsCallbackConfig"),
     "shared_parameters": ("nshtrainer-ema", "SharedParametersCallbackConfig"),
+    "wandb_checkpoints": ("nshtrainer-wandb", "WandbCheckpointsCallbackConfig"),
     "wandb_upload_code": ("nshtrainer-wandb", "WandbUploadCodeCallbackConfig"),
     "wandb_watch": ("nshtrainer-wandb", "WandbWatchCallbackConfig"),
 }

@@ -38,6 +38,7 @@ __all__ = [
     "GradientNorms",
     "TensorGroup",
     "largest_names",
+    "local_shard",
     "measure_groups",
     "measure_norms",
     "non_finite_names",
@@ -280,7 +281,7 @@ def _norms(
     shards: dict[tuple[Any, tuple[int, ...]], list[int]] = {}
     result: list[Tensor | None] = [None] * len(grads)
     for index, grad in enumerate(grads):
-        local, sharding = (grad, None) if type(grad) is Tensor else _local_shard(grad)
+        local, sharding = (grad, None) if type(grad) is Tensor else local_shard(grad)
         if sharding is not None:
             shards.setdefault(sharding, []).append(index)
         if local.is_sparse:
@@ -403,8 +404,11 @@ def _combine(norms: Sequence[Tensor], p: float, device: torch.device, *, alike: 
     return _torch.linalg.vector_norm(torch.stack(list(norms)), p)
 
 
-def _local_shard(grad: Tensor) -> tuple[Tensor, tuple[Any, tuple[int, ...]] | None]:
-    """Return this rank's part of *grad* and the mesh dimensions over which norms must be reduced."""
+def local_shard(grad: Tensor) -> tuple[Tensor, tuple[Any, tuple[int, ...]] | None]:
+    """Return this rank's part of *grad*, and the mesh with those of its dimensions that shard it.
+
+    The latter is None where the part is the whole. A collective if *grad* holds partial sums.
+    """
     from torch.distributed.tensor import DTensor, Replicate
 
     if not isinstance(grad, DTensor):

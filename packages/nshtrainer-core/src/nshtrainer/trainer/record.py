@@ -18,6 +18,7 @@ from nshtrainer.callbacks.callback import silence_unused_hooks
 from nshtrainer.config_files import as_data, dump_yaml
 from nshtrainer.errors import NshTrainerError
 from nshtrainer.files import atomic_write_text
+from nshtrainer.loggers.base import RunDescriber
 from nshtrainer.loggers.csv_logger import MergingCSVLogger
 from nshtrainer.plugins.hooks import plugin_manager
 from nshtrainer.plugins.manifest import Manifest, manifest
@@ -238,14 +239,30 @@ def describe_run(trainer: Trainer) -> dict[str, Any]:
     """Return what a file beside a checkpoint says of the run: plain data, small, without secrets.
 
     Keys: `plugins` (distribution -> version), `environment` (parts of `EnvironmentSnapshot`, those
-    that are known already; of the packages only the ones that training depends on), and where the
-    trainer was made from a configuration `name`, `project` and `trainer_config`. Waits for nothing.
+    that are known already; of the packages only the ones that training depends on), `loggers` (what
+    those say that are a `RunDescriber`: ids and addresses), and where the trainer was made from a
+    configuration `name`, `project` and `trainer_config`. Waits for nothing.
     """
+    return {**_run_of(trainer), "loggers": _loggers_of(trainer)}
+
+
+def _run_of(trainer: Trainer) -> dict[str, Any]:
     callbacks = cast("list[Any]", cast("Any", trainer).callbacks)  # set in Lightning's connector
     record = next((c for c in callbacks if isinstance(c, RunRecord)), None)
     if record is not None:
         return record.description()
     return _surroundings(_snapshot_of_process())
+
+
+def _loggers_of(trainer: Trainer) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for logger in trainer.loggers:
+        if isinstance(logger, RunDescriber):
+            try:
+                found.update(logger.describe_run())
+            except Exception as error:  # noqa: BLE001 -- what a logger cannot say must not cost a checkpoint
+                log.warning("%s does not say where its run is: %s", type(logger).__name__, error)
+    return found
 
 
 @functools.lru_cache(maxsize=1)

@@ -11,6 +11,7 @@ from typing_extensions import override
 from nshtrainer.callbacks.base import CallbackConfigBase
 from nshtrainer.loggers.base import LoggerConfigBase, logger_registry
 from nshtrainer.types import Int
+from nshtrainer_wandb.checkpoints.config import WandbCheckpointsCallbackConfig
 from nshtrainer_wandb.upload_code.config import WandbUploadCodeCallbackConfig
 from nshtrainer_wandb.watch.config import WandbWatchCallbackConfig
 
@@ -54,8 +55,8 @@ class WandbLoggerConfig(LoggerConfigBase):
     """Put before every metric's name, with `-` between."""
 
     log_model: Literal["all", "latest", "none"] | bool = False
-    """Which checkpoints are uploaded: `all` when they are saved, `latest` (or true) those that are
-    left at the end, `none` (or false) not any."""
+    """Which checkpoints are uploaded, by the callback `wandb_checkpoints`: `all` when they are saved,
+    `latest` (or true) those that are left at the end, `none` (or false) not any."""
 
     offline: bool | None = None
     """Whether nothing is sent. None follows `WANDB_MODE`, and without it is online exactly if an API
@@ -79,6 +80,9 @@ class WandbLoggerConfig(LoggerConfigBase):
 
     @override
     def create_logger(self, trainer_config: TrainerConfig) -> Logger | None:
+        from nshtrainer_wandb.client import check_installed
+
+        check_installed()
         from .logger import LateWandbLogger
 
         return LateWandbLogger(self, trainer_config)
@@ -90,3 +94,6 @@ class WandbLoggerConfig(LoggerConfigBase):
     def _companions(self) -> Iterator[CallbackConfigBase]:
         if self.enabled:
             yield from (c for c in (self.watch, self.log_code) if c is not None and c.enabled)
+            if self.log_model not in (False, "none"):
+                upload = "all" if self.log_model == "all" else "latest"
+                yield WandbCheckpointsCallbackConfig(upload=upload)

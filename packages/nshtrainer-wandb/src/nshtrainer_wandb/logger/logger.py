@@ -12,12 +12,16 @@ from lightning.fabric.loggers.logger import (
     rank_zero_experiment,  # pyright: ignore[reportUnknownVariableType] -- typed loosely by Lightning
 )
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from pydantic import BaseModel
 from typing_extensions import override
 
+from nshtrainer.loggers.base import ANNOUNCES_CHECKPOINTS
 from nshtrainer.run.redaction import redact, secrets_in_environment
 from nshtrainer.run.run import project_root
+from nshtrainer_wandb.checkpoints.staging import clear_staged
+from nshtrainer_wandb.client import import_wandb
 
 from .choices import check_tags, choose_mode, choose_project, has_credentials
 
@@ -69,6 +73,8 @@ class LateWandbLogger(WandbLogger):
             notes="\n".join(trainer_config.notes) or None,
         )
         self._config, self._trainer_config = config, trainer_config
+        self._described: dict[str, Any] = {}
+        """What the open run is, or the last one was."""
 
     @override
     def __getstate__(self) -> dict[str, Any]:
@@ -106,6 +112,12 @@ class LateWandbLogger(WandbLogger):
         super().log_hyperparams(redact(plain, known=secrets_in_environment()))
 
     @override
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+        """Take note of Lightning's own checkpoints; ours are uploaded by `wandb_checkpoints`."""
+        if not getattr(checkpoint_callback, ANNOUNCES_CHECKPOINTS, False):
+            super().after_save_checkpoint(checkpoint_callback)
+
+    @override
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Upload the checkpoints that are left, after a failure too, and finish the run."""
@@ -117,17 +129,22 @@ class LateWandbLogger(WandbLogger):
             log.warning("checkpoints could not be uploaded to W&B: %s", error)
         self._close(exit_code=None if status == "success" else 1)
 
-    def _open(self) -> Run:
-        import wandb
+    def describe_run(self) -> dict[str, Any]:
+        """Return id, project and address of the W&B run for the metadata of checkpoints."""
+        return {"wandb": dict(self._described)} if self._described else {}
 
+    def _open(self) -> Run:
+        wandb = import_wandb()
         if (previous := LateWandbLogger._active) not in (None, self):
             # Left open, because another callback failed while an exception was handled, or because
             # this trainer runs inside another one; that one's logger then opens its run again.
             previous._close()
         if wandb.run is not None:
             log.info("logging to the open W&B run %s, which is left open", wandb.run.id)
+            self._described = _description(wandb.run)
             return wandb.run
         run = self._init()
+        self._described = _description(run)
         LateWandbLogger._active = self
         # The x-axis that Lightning's logger writes
         run.define_metric("trainer/global_step")
@@ -135,7 +152,7 @@ class LateWandbLogger(WandbLogger):
         return run
 
     def _init(self) -> Run:
-        import wandb
+        wandb = import_wandb()
         from wandb.errors import CommError
 
         options: dict[str, Any] = {
@@ -160,8 +177,7 @@ class LateWandbLogger(WandbLogger):
             return wandb.init(**offline)
 
     def _mode(self) -> str:
-        import wandb
-
+        wandb = import_wandb()
         settings = wandb.setup().settings
         kept = settings.mode if settings.mode != "online" else None  # by `wandb offline`
         base_url = os.environ.get("WANDB_BASE_URL") or settings.base_url
@@ -193,10 +209,25 @@ class LateWandbLogger(WandbLogger):
         if LateWandbLogger._active is not self:
             return  # somebody else opened it, and finishes it
         LateWandbLogger._active = None
+        run = cast("Run", run)
         try:
-            cast("Run", run).finish(exit_code=exit_code)
+            run.finish(exit_code=exit_code)
+            clear_staged(run)
         except Exception as error:  # noqa: BLE001 -- must neither fail a run nor hide why it failed
             log.warning("the W&B run could not be finished: %s", error)
+
+
+def _description(run: Run) -> dict[str, Any]:
+    """Return what finds *run* again; what is not known offline is None. Nothing if W&B is disabled."""
+    if run.disabled:
+        return {}
+    return {
+        "id": run.id,
+        "project": run.project or None,
+        "entity": run.entity or None,
+        "url": run.url,
+        "is_offline": run.offline,
+    }
 
 
 def _plain(value: Any) -> Any:

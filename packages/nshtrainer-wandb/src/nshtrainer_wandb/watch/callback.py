@@ -1,20 +1,26 @@
-"""`WandbWatchCallback`: `wandb.watch` while the model is trained, and only then."""
+"""`WandbWatchCallback`: histograms of gradients and parameters while the model is trained."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import override
 
 from nshtrainer.callbacks.base import CallbackConfigBase
 from nshtrainer.callbacks.callback import ConfiguredCallback, silence_unused_hooks
+from nshtrainer.runtime.driver import attach
+from nshtrainer.runtime.gradients import GradientStep
+from nshtrainer.runtime.optimizer_hooks import plain_name
+from nshtrainer.runtime.step_metrics import batches_that_stepped
 
 from .config import WandbWatchCallbackConfig
-from .histogram import histogram
+from .histogram import count_histograms, is_sharded
+from .hooks import HookedModule, is_compiled, is_watched
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -27,7 +33,8 @@ log = logging.getLogger(__name__)
 class WandbWatchCallback(ConfiguredCallback[WandbWatchCallbackConfig]):
     """Watches the module from the start of training to its end, by an exception too.
 
-    Runs on rank zero. The module is watched anew in each `fit`; nothing stays behind on it.
+    Rank zero records; the others take part where tensors are sharded. The module is watched anew in
+    each `fit`; nothing stays behind on it. A problem with W&B is a warning.
 
     Args:
         config: The configuration.
@@ -38,89 +45,190 @@ class WandbWatchCallback(ConfiguredCallback[WandbWatchCallbackConfig]):
 
     def __init__(self, config: WandbWatchCallbackConfig | None = None, **options: Any) -> None:
         super().__init__(config, **options)
-        self._watched: tuple[Run, nn.Module] | None = None
-        self._batches = 0
-        if self.config.log not in ("parameters", "all"):
-            silence_unused_hooks(self, "on_train_batch_end")
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy starts anew: run, module and handles belong to this process."""
+        return {**self.__dict__, **_NOTHING_WATCHED}
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._forget()
+        if stage == "fit" and self._is_wanted(trainer) and _logger_of(trainer) is not None:
+            attach(trainer, self.state_key)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        config = self.config
-        if not config.enabled or trainer.fast_dev_run or not trainer.is_global_zero:  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType] -- set by Lightning's connector
+        if not self._is_wanted(trainer):
             return
-        if config.log is None and not config.log_graph:
-            return
-        logger = next((item for item in trainer.loggers if isinstance(item, WandbLogger)), None)
-        if logger is None:
-            log.warning(
-                "the callback 'wandb_watch' records nothing: the trainer has no W&B logger; add one, "
-                "or remove the callback"
-            )
+        if (logger := _logger_of(trainer)) is None:
+            if trainer.is_global_zero:
+                log.warning(
+                    "the callback 'wandb_watch' records nothing: the trainer has no W&B logger; add "
+                    "one, or remove the callback"
+                )
             return
         choose = getattr(pl_module, "wandb_log_module", None)
         module = cast("nn.Module | None", choose() if callable(choose) else None) or pl_module
-        if hasattr(module, "_wandb_hook_names"):
-            log.info("%s is watched already, and left as it is", type(module).__name__)
-            return
-        self._watch(cast("Run", logger.experiment), module)
+        if trainer.is_global_zero:
+            self._run = cast("Run", logger.experiment)
+        self._watch(trainer, pl_module, module)
 
     @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._watched is None:
-            return
-        self._batches += 1
-        if self._batches % self.config.log_freq:
-            return
-        # W&B's own way hangs on the module's `forward`, which a `training_step` need not call.
-        run, module = self._watched
-        found = ((name, histogram(value)) for name, value in module.named_parameters())
-        run.log({f"parameters/{n}": h for n, h in found if h is not None}, commit=False)
+        """Take part in the gradient pipeline where a record is due, so that other steps run without it."""
+        is_due = self._is_due(batches_that_stepped(trainer)) or bool(self._overdue)
+        if is_due != self._listens:
+            self._listen(trainer, is_due)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._run is not None and self._module is not None and self._index < 0:
+            log.info(
+                "W&B has no histograms of this run, which ended before its step %s; lower `log_freq` "
+                "of wandb_watch",
+                self.config.log_freq,
+            )
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._unwatch()
+        self._forget()
 
     @override
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self._unwatch()  # Lightning does not call teardown after an exception
+        self._forget()  # Lightning does not call teardown after an exception
 
-    def _watch(self, run: Run, module: nn.Module) -> None:
-        _forget(module)
+    def _is_wanted(self, trainer: Trainer) -> bool:
         config = self.config
-        self._watched, self._batches = (run, module), 0
-        hooked = "gradients" if config.log in ("gradients", "all") else None
-        if hooked is None and not config.log_graph:
-            return
-        try:
-            # W&B counts watched models up over all runs of a process and puts the number into the
-            # names; idx=0 keeps the names of each run's first model the same.
-            run.watch(  # pyright: ignore[reportUnknownMemberType] -- wandb names a type that torch has not
-                module, log=hooked, log_freq=config.log_freq, idx=0, log_graph=config.log_graph
+        asks = config.log is not None or config.log_graph
+        return config.enabled and asks and not trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType] -- set by Lightning's connector
+
+    def _forget(self) -> None:
+        if (hooked := self.__dict__.get("_hooked")) is not None:
+            hooked.release()
+        self.__dict__.update(_NOTHING_WATCHED)
+        self._recorded, self._overdue = set(), set()
+        silence_unused_hooks(self, "on_train_batch_start")
+
+    def _watch(self, trainer: Trainer, pl_module: LightningModule, module: nn.Module) -> None:
+        config = self.config
+        log_gradients = config.log in ("gradients", "all")
+        with_hooks, log_graph = config.method == "hooks", config.log_graph
+        if (with_hooks or log_graph) and is_compiled(pl_module):
+            with_hooks = log_graph = False
+            if trainer.is_global_zero:
+                log.warning(
+                    "%s is compiled, and W&B's hooks do not work there: gradients are read at the "
+                    "optimizer's step, and no graph is recorded. Set `method: optimizer_step` and "
+                    "`log_graph: false` of wandb_watch to say so.",
+                    type(module).__name__,
+                )
+        if self._run is not None and is_watched(module):
+            # By `wandb.watch` in the user's code; the other ranks cannot know of it.
+            log.info("%s is watched already, and left as it is", type(module).__name__)
+            self._run = None
+        self._log_gradients = log_gradients and not with_hooks
+        self._log_parameters = config.log in ("parameters", "all")
+        if self._log_gradients or self._log_parameters:
+            self._module = module
+            self.__dict__.pop("on_train_batch_start", None)
+        hook_gradients = with_hooks and log_gradients
+        if self._run is not None and (hook_gradients or log_graph):
+            self._hooked = HookedModule(self._run, module)
+            self._hooked.watch(
+                log_freq=config.log_freq, log_gradients=hook_gradients, log_graph=log_graph
             )
-        except (RuntimeError, ValueError) as error:
-            log.warning("%s cannot be watched by W&B: %s", type(module).__name__, error)
-            self._unwatch()
 
-    def _unwatch(self) -> None:
-        watched, self._watched = self._watched, None
-        if watched is None:
+    def _is_due(self, index: int) -> bool:
+        """Whether the step of batch *index* is one to record, by the count of those that stepped."""
+        return (index + 1) % self.config.log_freq == 0
+
+    def _listen(self, trainer: Trainer, is_due: bool) -> None:
+        self._listens = is_due
+        pipeline = attach(trainer, self.state_key).gradients
+        if is_due:
+            pipeline.register(self.state_key, observe=self._observe)
+            pipeline.observe_optimizers(trainer)
             return
-        run, module = watched
-        if not hasattr(module, "_wandb_hook_names"):
+        pipeline.unregister(self.state_key)
+        if not pipeline.active:
+            pipeline.reset()  # else its hooks on the optimizers go on being called
+
+    def _observe(self, step: GradientStep) -> None:
+        index, optimizer = batches_that_stepped(step.trainer), step.optimizer_index
+        if not (self._is_due(index) or optimizer in self._overdue):
             return
+        if index != self._index:
+            self._index, self._recorded = index, set()
+        if optimizer in self._recorded:
+            return
+        if bool(step.skipped):  # read from the device, which is waited for anyway
+            self._overdue.add(optimizer)
+            return
+        self._overdue.discard(optimizer)
+        tensors = self._tensors(step)
+        self._recorded.add(optimizer)
+        self._record(index, tensors)
+
+    def _tensors(self, step: GradientStep) -> dict[str, Tensor]:
+        """What is recorded of *step*, by the names of the records."""
+        module = self._module or step.pl_module
+        named = [(plain_name(name), p) for name, p in module.named_parameters()]
+        tensors: dict[str, Tensor] = {}
+        if self._log_gradients:
+            own = set(map(id, step.parameters))
+            grads = ((name, p.grad) for name, p in named if id(p) in own)
+            tensors = {f"gradients/{name}": grad for name, grad in grads if grad is not None}
+        if self._log_parameters and not self._recorded:  # once, whatever the optimizers
+            tensors |= {f"parameters/{name}": p for name, p in named}
+        if not step.trainer.is_global_zero:
+            return {name: tensor for name, tensor in tensors.items() if is_sharded(tensor)}
+        return tensors
+
+    def _record(self, index: int, tensors: Mapping[str, Tensor]) -> None:
+        run = self._run
         try:
-            run.unwatch([module])
-        except Exception as error:  # noqa: BLE001 -- must not hide the exception that ends the run
-            log.warning("W&B left hooks on %s: %s", type(module).__name__, error)
-        _forget(module)
+            found = count_histograms(tensors, fetch=run is not None)
+            if run is not None and found:
+                from wandb import Histogram
+
+                shown = {n: Histogram(np_histogram=(h.counts, h.edges)) for n, h in found.items()}  # pyright: ignore[reportArgumentType] -- lists will do
+                run.log({**shown, "trainer/global_step": index})
+        except Exception as error:  # noqa: BLE001 -- whatever it is, training goes on
+            if not self._has_failed:
+                log.warning(
+                    "W&B gets no histograms of this step: %s: %s. Further failures are not "
+                    "reported; set `watch: null` of the W&B logger to leave them out.",
+                    type(error).__name__,
+                    error,
+                )
+            self._has_failed = True
+
+    _run: Run | None
+    _module: nn.Module | None
+    _hooked: HookedModule | None
+    _index: int
+    """Batch of the last record."""
+    _recorded: set[int]
+    """Optimizers that have been recorded in it."""
+    _overdue: set[int]
+    """Optimizers whose record is made at their next step, since the one it was due at was skipped."""
+    _listens: bool
+    """Whether it is registered with the gradient pipeline."""
+    _log_gradients: bool
+    _log_parameters: bool
+    _has_failed: bool
 
 
-def _forget(module: nn.Module) -> None:
-    """Remove the marks with which W&B refuses to watch a module again; it does not do so itself."""
-    for part in module.modules():
-        for mark in ("_wandb_watch_called", "_wandb_hook_names"):
-            part.__dict__.pop(mark, None)
+_NOTHING_WATCHED: dict[str, Any] = {
+    "_run": None, "_module": None, "_hooked": None, "_index": -1, "_listens": False,
+    "_log_gradients": False, "_log_parameters": False, "_has_failed": False,
+}  # fmt: skip
+
+
+def _logger_of(trainer: Trainer) -> WandbLogger | None:
+    return next((item for item in trainer.loggers if isinstance(item, WandbLogger)), None)

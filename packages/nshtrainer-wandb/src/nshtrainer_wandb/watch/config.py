@@ -20,7 +20,7 @@ __all__ = ["WandbWatchCallbackConfig"]
 
 @callback_registry.register
 class WandbWatchCallbackConfig(CallbackConfigBase):
-    """Sends histograms of gradients and parameters to Weights & Biases (`wandb.watch`).
+    """Sends histograms of gradients and parameters to Weights & Biases, as `wandb.watch` does.
 
     Needs a W&B logger; without one it says so and does nothing. Nothing is watched in a fast dev
     run. A module with a method `wandb_log_module()` chooses what is watched instead of itself.
@@ -34,13 +34,18 @@ class WandbWatchCallbackConfig(CallbackConfigBase):
     log: Literal["gradients", "parameters", "all"] | None = "gradients"
     """What is recorded; None records no histograms, which leaves `log_graph`."""
 
+    method: Literal["optimizer_step", "hooks"] = "optimizer_step"
+    """Where gradients are read. `optimizer_step`: those that a step has used, so accumulated, unscaled,
+    clipped and, where they are sharded, of all ranks; nothing is put on the module. `hooks`: those
+    of each backward pass, as `wandb.watch` sees them. Compiled modules are read at the step."""
+
     log_graph: bool = False
     """Whether the module graph is recorded too. Off by default: W&B hangs closures on every
-    submodule for it, and until training ends the module cannot be pickled."""
+    submodule for it, and until training ends the module cannot be pickled. Not of compiled modules."""
 
     log_freq: PositiveInt = 1000
-    """Batches (not optimizer steps) between two records. Each one makes a histogram per parameter,
-    for which the device is waited for."""
+    """Optimizer steps between two records (with `hooks`, for gradients, backward passes). A record waits
+    for the device once; other steps compute nothing."""
 
     @override
     def create_callbacks(self, trainer_config: TrainerConfig) -> Iterable[Callback]:

@@ -1,0 +1,3 @@
+"""Checkpoints as artifacts."""
+
+from __future__ import annotations
