@@ -20,6 +20,7 @@ _MODULES = (
     "overhead",
     "checkpoint",
     "ema",
+    "norms",
 )
 
 Comparisons = Callable[[Settings], Iterator[Comparison]]

@@ -144,10 +144,7 @@ class NonFiniteRecord:
 
     def _keep(self, evidence: FiniteEvidence, seen: Tensor) -> None:
         """Keep the newest evidence until one was *seen*: the first that is not finite stays."""
-        layout = (
-            tuple(evidence.names),
-            tuple(evidence.counts),
-        )  # another where gradients are missing
+        layout = tuple(evidence.names)  # another where gradients are missing
         before = self._first.get(layout)
         kept = torch.zeros_like(evidence.values) if before is None else before.values
         values = torch.where(seen, kept, evidence.values)
