@@ -21,6 +21,7 @@ _MODULES = (
     "checkpoint",
     "ema",
     "cuda",
+    "norms",
 )
 
 Comparisons = Callable[[Settings], Iterator[Comparison]]

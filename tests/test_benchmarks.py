@@ -37,6 +37,7 @@ NAMES = (
     "overhead",
     "checkpoint",
     "ema",
+    "norms",
 )
 
 

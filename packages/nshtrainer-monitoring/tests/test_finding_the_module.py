@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -17,7 +18,7 @@ from nshtrainer.testing.traces import facts
 from nshtrainer_monitoring import FiniteChecksCallback, FiniteChecksCallbackConfig
 from nshtrainer_monitoring.finite_checks.batches import plain, tensors_in
 from nshtrainer_monitoring.finite_checks.errors import NonFiniteGradientError, NonFiniteLossError
-from nshtrainer_monitoring.finite_checks.preserving import unchanged
+from nshtrainer_monitoring.finite_checks.preserving import parameters_unchanged, unchanged
 from nshtrainer_monitoring.finite_checks.rng import RandomState
 
 NAN = float("nan")
@@ -295,19 +296,174 @@ def test_a_module_that_fails_the_second_time_is_reported(chain, make_trainer):
     assert "log" not in vars(module)
 
 
-def test_manual_optimization_is_not_run_again(net, make_trainer, caplog):
-    """There training_step would step the optimizers: said when training starts, and not done."""
+class Spoil(nn.Module):
+    """NaN for everything, in the backward pass too."""
 
-    class Manual(net):
-        def loss(self, batch):
-            return super().loss(batch) * (NAN if self.global_step == 4 else 1.0)
+    def forward(self, x):
+        return x * NAN
 
-    trainer = make_trainer(FiniteChecksCallback(**FIND))
 
-    with pytest.raises(NonFiniteLossError, match="was not run again: with manual optimization"):
-        trainer.fit(Manual(optimizers=2))
-    assert "find_module will find nothing" in warnings(caplog)[0]
-    assert trainer.global_step == 4
+class Game(LightningModule):
+    """Two players that take turns, as in adversarial training; everything that a module may do itself.
+
+    From batch *at* on, *player*'s loss goes through a module that makes NaN.
+    """
+
+    def __init__(self, player=1, at=3, *, closures=False, direct=False):
+        super().__init__()
+        torch.manual_seed(3)
+        self.automatic_optimization = False
+        self.player, self.at, self.closures, self.direct = player, at, closures, direct
+        self.players = nn.ModuleList(
+            nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)) for _ in range(2)
+        )
+        self.bad = Spoil()
+        self.target = nn.Linear(3, 3).requires_grad_(False)
+        self.seen, self.trainable, self.rates = [], [], []
+
+    def loss(self, batch, player):
+        self.seen.append(self.global_step)
+        self.trainable.append([p.requires_grad for p in self.parameters()])
+        out = self.players[player](batch)
+        other = self.players[1 - player](batch).detach()
+        weight = self.players[player][0].weight
+        (slope,) = torch.autograd.grad(out.sum(), weight, create_graph=True)  # a penalty
+        if player == self.player and self.trainer.fit_loop.total_batch_idx >= self.at:
+            out = self.bad(out)
+        loss = (out - other).square().mean() + self.target(out).square().mean()
+        loss = loss + slope.square().mean()
+        self.log(f"train/loss{player}", loss)
+        return loss
+
+    def training_step(self, batch, batch_idx):
+        schedulers = self.lr_schedulers()
+        for player, optimizer in enumerate(self.optimizers()):
+            with optimizer.toggle_model():
+                self.turn(batch, player, optimizer)
+            schedulers[player].step()
+            with torch.no_grad():  # a slow copy that no optimizer sees
+                pairs = zip(self.target.parameters(), self.players[0][0].parameters(), strict=True)
+                for slow, fast in pairs:
+                    slow.lerp_(fast, 0.1)
+
+    def turn(self, batch, player, optimizer):
+        def closure():
+            optimizer.zero_grad()
+            loss = self.loss(batch, player)
+            loss.backward() if self.direct else self.manual_backward(loss)
+            return loss
+
+        if self.closures:
+            optimizer.step(closure)
+            return
+        closure()
+        self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
+        for parameter in self.players[player].parameters():
+            parameter.grad.mul_(0.5)
+        optimizer.step()
+
+    def configure_optimizers(self):
+        optimizers = [torch.optim.Adam(p.parameters(), lr=0.01) for p in self.players]
+        return optimizers, [torch.optim.lr_scheduler.StepLR(o, 1, 0.9) for o in optimizers]
+
+    def train_dataloader(self):
+        return DataLoader(torch.sin(torch.arange(72.0)).reshape(24, 3), batch_size=4)
+
+
+@pytest.mark.parametrize("options", [{}, {"closures": True}, {"direct": True}])
+@pytest.mark.parametrize("player", [0, 1])
+def test_the_module_is_found_in_manual_optimization(make_trainer, player, options):
+    """Whichever optimizer's step it is, and however the module takes it."""
+    trainer = make_trainer(FiniteChecksCallback(**FIND, nonfinite_grads="raise"), logger=False)
+    expected = r"is 'bad' \(Spoil\), in batch 3; its input is finite\."
+
+    with pytest.raises((NonFiniteLossError, NonFiniteGradientError), match=expected) as error:
+        trainer.fit(Game(player, **options))
+
+    assert trainer.global_step == 6 + player
+    assert ("had taken 1 step before" in str(error.value)) is (player == 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"closures": True}, {"direct": True}])
+def test_manual_optimization_goes_on_as_if_nothing_had_been_run_again(
+    make_trainer, memory_logger, caplog, options
+):
+    """No step, gradient, weight, rate, metric, counter, frozen parameter or random number differs."""
+    results = []
+    for find in (False, True):
+        torch.manual_seed(5)
+        module, logger = Game(**options), memory_logger()
+        callback = FiniteChecksCallback(
+            nonfinite_loss="skip", nonfinite_grads="skip", find_module=find
+        )
+        trainer = make_trainer(callback, logger=logger)
+        trainer.fit(module)
+        results.append(
+            {
+                "weights": list(module.state_dict().values()),
+                "seen": (module.seen, module.trainable, trainer.global_step),
+                "rates": [o.param_groups[0]["lr"] for o in trainer.optimizers],
+                "optimizers": [o.state_dict()["state"] for o in trainer.optimizers],
+                "random": RandomState.take(torch.device("cpu")).plain(),
+                "logged": logger.calls,
+                "facts": facts(module, trainer, trainer.optimizers),
+                "gradients": [0 if p.grad is None else p.grad for p in module.parameters()],
+            }
+        )
+
+    assert "is 'bad' (Spoil), in batch 3" in "".join(warnings(caplog))
+    for what, value in results[0].items():
+        assert equal(results[1][what], value), what
+
+
+def test_batches_whose_gradients_a_module_accumulates_itself_are_all_run(make_trainer):
+    """The NaN is in the first of three batches whose gradients one step applies."""
+
+    class Accumulating(Game):
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()[0]
+            self.manual_backward(self.loss(batch if batch_idx != 3 else batch * NAN, 0))
+            if batch_idx % 3 == 2:
+                optimizer.step()
+                optimizer.zero_grad()
+
+    trainer = make_trainer(FiniteChecksCallback(**FIND), logger=False)
+
+    with pytest.raises(NonFiniteLossError, match=r"'players\.0\.0' \(Linear\), in batch 3"):
+        trainer.fit(Accumulating(player=None))
+    assert trainer.global_step == 1
+
+
+def test_a_manual_loss_that_breaks_after_the_modules_is_told_apart(make_trainer):
+    """The losses that were passed to `manual_backward` are looked at, as none are returned."""
+
+    class Loss(Game):
+        def loss(self, batch, player):
+            return super().loss(batch, player) / 0.0
+
+    with pytest.raises(NonFiniteLossError, match="outputs of all modules are finite and the loss"):
+        make_trainer(FiniteChecksCallback(**FIND), logger=False).fit(Loss(player=None))
+
+
+def test_parameters_that_are_written_to_or_moved_come_back():
+    """In place, through `data`, by a foreach kernel, and by new memory; others are not copied."""
+    module = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+    before = [p.detach().clone() for p in module.parameters()]
+    places = [p.data_ptr() for p in module.parameters()]
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+
+    with parameters_unchanged(module), torch.no_grad():
+        module[0].weight.add_(1)
+        module[0].bias.data.mul_(2)
+        torch._foreach_zero_([module[1].weight, module[1].bias])
+        module[2].weight.data = torch.zeros(2, 2)
+        module[0].weight.grad.mul_(2)
+        module[2].bias.grad = None
+
+    assert [p.data_ptr() for p in module.parameters()] == places
+    assert all(torch.equal(p, b) for p, b in zip(module.parameters(), before, strict=True))
+    assert all(p.grad.sum() == p.numel() for p in module.parameters())
 
 
 def test_a_dump_has_all_that_is_needed(chain, make_trainer, tmp_path):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from nshtrainer.errors import ConfigError
 
-__all__ = ["Key", "NameTemplate", "duration_text", "size_text", "slug"]
+__all__ = ["Key", "NameTemplate", "duration_text", "slug"]
 
 EXTENSION = ".ckpt"
 _MAX_BYTES = 180  # of a stem: with a version, the extension and the sidecar's, below the usual 255
@@ -145,12 +145,3 @@ def _check_format(text: str, name: str, spec: str, example: float | str) -> None
             f"in the file name template {text!r} the format {spec!r} does not fit {name!r} "
             f"({error}); use one for {type(example).__name__}, or none"
         ) from None
-
-
-def size_text(size: float) -> str:
-    """Return *size*, in bytes, for a person: `12.3 MB`."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

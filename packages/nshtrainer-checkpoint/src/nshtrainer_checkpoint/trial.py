@@ -18,10 +18,10 @@ import torch
 
 from nshtrainer.errors import ConfigError
 from nshtrainer.files import temporary_path
+from nshtrainer.quantities import size_text
 
 from . import objects
 from .metadata import digest
-from .names import size_text
 from .places import Place
 from .ranks import agree
 from .storage import discard, temporary_for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,70 @@ def test_a_number_of_rows_that_is_none_is_refused(bad: object):
     """When the configuration is made."""
     with pytest.raises(ValueError, match="flush_logs_every_n_steps"):
         CSVLoggerConfig(flush_logs_every_n_steps=bad)
+
+
+def damaged(tmp_path: Path, change: Callable[[str], str], *, steps: int = 3) -> MergingCSVLogger:
+    """A new session of a run whose log somebody has edited in between."""
+    first = logger(tmp_path)
+    for step in range(steps):
+        first.log_metrics({"a": float(step)}, step=step)
+    first.finalize("success")
+    (path,) = tmp_path.rglob("metrics.csv")
+    path.write_bytes(change(path.read_text()).encode("latin-1"))
+    return logger(tmp_path)
+
+
+def test_rows_without_a_number_for_a_step_stay_and_are_counted(tmp_path: Path, caplog):
+    """An edited log neither ends a resumed run nor loses a row; what an editor rounds is understood."""
+
+    def edit(text: str) -> str:
+        return text.replace("1.0,1", "1.0,one").replace("0.0,0", "0.0,0.0") + "7.0,\n"
+
+    session = damaged(tmp_path, edit, steps=4)
+    session.rewind(3)
+    session.log_metrics({"b": 1.0}, step=2)
+    session.log_metrics({"a": 9.0}, step=3)
+    session.finalize("success")
+
+    assert [(row["a"], row["step"]) for row in rows(tmp_path)] == [
+        ("0.0", "0"),
+        ("1.0", "one"),
+        ("7.0", ""),
+        ("2.0", "2"),
+        ("9.0", "3"),
+    ]
+    assert rows(tmp_path)[3]["b"] == "1.0"
+    assert "2 rows of" in caplog.text
+    assert "the first one 'one'" in caplog.text
+
+
+def test_cells_beyond_the_last_column_do_not_end_a_run(tmp_path: Path):
+    """They have no name; the rest of their row stays."""
+    session = damaged(tmp_path, lambda text: text.replace("0.0,0", "0.0,0,a note"))
+    session.rewind(2)
+    session.log_metrics({"b": 1.0}, step=2)
+    session.finalize("success")
+
+    assert [row["step"] for row in rows(tmp_path)] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda text: text + '"' + "x" * 200_000 + "\n", "is no CSV (field larger"),
+        (lambda text: text.replace("0.0,0", "\xe9,0"), "is no CSV ("),
+        (lambda text: text.replace("step", "time"), "has no column 'step'"),
+    ],
+    ids=["an open quote", "another encoding", "no step"],
+)
+def test_a_file_that_is_no_log_is_kept_beside_a_new_one(tmp_path: Path, caplog, change, problem):
+    """A run that is resumed logs into a new file, and says where the old one is."""
+    session = damaged(tmp_path, change)
+    session.rewind(3)
+    session.log_metrics({"a": 9.0}, step=3)
+    session.finalize("success")
+
+    assert [(row["a"], row["step"]) for row in rows(tmp_path)] == [("9.0", "3")]
+    (aside,) = tmp_path.rglob("metrics-damaged-*.csv")
+    assert "2.0,2" in aside.read_bytes().decode("latin-1")
+    assert problem in caplog.text

@@ -163,6 +163,7 @@ def _many(dtype=torch.float32):
     """Name to gradient: small ones of all shapes, more than are collected at a time, and large ones."""
     torch.manual_seed(0)
     shapes = [(2000,), (3, 5), (), (0,), (64, 64), (10_000,)] * 80
+    shapes += [(7,), (2, 9)]  # the only ones of their size
     return {str(i): torch.randn(shape).to(dtype) for i, shape in enumerate(shapes)}
 
 

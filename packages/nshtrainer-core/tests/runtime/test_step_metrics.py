@@ -5,6 +5,7 @@ import csv
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 from torch.utils.data import DataLoader
 
@@ -272,3 +273,41 @@ def test_a_metric_is_one_number():
 
     with pytest.raises(ValueError, match=r"'wide' has shape \(2,\).*Reduce it"):
         make_trainer(False, Wrong()).fit(Module())
+
+
+@pytest.mark.parametrize("with_logger", [False, True])
+def test_the_progress_bar_has_numbers_from_the_last_logging_step(with_logger):
+    """A metric that asks for it stays in `progress_bar_metrics` until it is logged again; others never are."""
+
+    class Showing(Callback):
+        def setup(self, trainer, pl_module, stage):
+            attach(trainer, "test")
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            count, norm = torch.tensor(batch_idx), torch.tensor(batch_idx / 4)
+            metrics = {"count": count, "norm": norm, "plain": 0.5, "other": norm}
+            log_step_metrics(trainer, metrics, prog_bar=["count", "norm", "plain"])
+
+    class Seen(ModelCheckpoint):  # stands last
+        def __init__(self):
+            super().__init__(save_top_k=0)
+            self.bars = []
+
+        def on_train_batch_end(self, trainer, *args):
+            self.bars.append(dict(trainer.progress_bar_metrics))
+
+    seen = Seen()
+    trainer = make_trainer(
+        Recorder() if with_logger else False,
+        Showing(),
+        seen,
+        max_epochs=1,
+        enable_checkpointing=True,
+    )
+
+    trainer.fit(Module())
+
+    at = [{"count": i, "norm": i / 4, "plain": 0.5} for i in (1, 1, 3, 3, 5, 5)]
+    assert seen.bars == [{}, *at]
+    assert {type(bar["count"]) for bar in seen.bars[1:]} == {int}
+    assert {type(bar["norm"]) for bar in seen.bars[1:]} == {float}

@@ -10,11 +10,12 @@ import click
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from nshtrainer.errors import ConfigError
+from nshtrainer.quantities import size_text
 from nshtrainer_checkpoint.places import is_url
 
 from .found import Found, default_root, find, latest_first
 from .pruning import Pruned, Wish, plan_pruning
-from .text import ages, rows_of, size_text, table
+from .text import ages, rows_of, table
 from .verification import Checked, check_all
 
 __all__ = ["checkpoint"]

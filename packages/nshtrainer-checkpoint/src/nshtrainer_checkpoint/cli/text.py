@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 
-from nshtrainer_checkpoint.names import size_text
+from nshtrainer.quantities import age_text, size_text
 
 from .found import Found
 
-__all__ = ["ages", "rows_of", "size_text", "table"]
+__all__ = ["ages", "rows_of", "table"]
 
 _HEAD = ("step", "epoch", "value", "size", "age", "state", "file")
-_UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def table(rows: Iterable[Sequence[str]]) -> list[str]:
@@ -54,7 +53,7 @@ def _row(found: Found, age: float | None) -> tuple[str, ...]:
         "" if record is None else str(record.epoch),
         _value(found),
         size_text(found.size),
-        "" if age is None else _age_text(age),
+        age_text(age),
         "weights" if found.state == "ok" and record and record.weights_only else found.state,
         name,
     )
@@ -66,10 +65,3 @@ def _value(found: Found) -> str:
         return ""
     value = "none" if record.value is None else f"{record.value:.4g}"
     return f"{monitor['name']}={value}" if "name" in monitor else value
-
-
-def _age_text(seconds: float) -> str:
-    for unit, size in _UNITS:
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return "0 s"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,8 @@ from typing_extensions import override
 from nshtrainer.files import atomic_write_text
 
 __all__ = ["MergingCSVLogger", "MergingWriter"]
+
+log = logging.getLogger(__name__)
 
 _MAX_AGE_S = 5.0
 """A reader of the file is at most this far behind (one row, if nothing is logged)."""
@@ -45,8 +48,13 @@ class MergingWriter(ExperimentWriter):
         """Take over the header of an earlier session of this run (Lightning would delete the file)."""
         path = Path(self.metrics_file_path)
         if path.is_file():
-            with path.open(newline="") as file:
-                self.metrics_keys = next(csv.reader(file), list[str]())
+            try:
+                with path.open(newline="") as file:
+                    self.metrics_keys = next(csv.reader(file), list[str]())
+            except (csv.Error, UnicodeDecodeError) as error:
+                self._set_aside(path, f"is no CSV ({error})")
+            if self.metrics_keys and "step" not in self.metrics_keys:
+                self._set_aside(path, "has no column 'step'")
 
     @override
     def log_hparams(self, params: dict[str, Any]) -> None:
@@ -86,27 +94,71 @@ class MergingWriter(ExperimentWriter):
         self.metrics = []
 
     def rewind(self, step: int) -> None:
-        """Drop the rows from *step* on: a killed session wrote them after its last checkpoint."""
+        """Drop the rows from *step* on: a killed session wrote them after its last checkpoint.
+
+        Rows whose step is no whole number, from an editor, stay as they are, and a warning counts
+        them. A file that is no CSV is kept beside the new one that is begun.
+        """
         self.flush()
         path = Path(self.metrics_file_path)
-        if not path.is_file():
-            return
-        with path.open(newline="") as file:
-            text = file.read()
-        # A row that a kill has cut off is none.
-        rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
+        rows, is_whole = self._read(path)
         # What was logged before this call, at the end of an epoch that was over, is of a step too.
-        merged: dict[str, dict[str, str]] = {}
-        for row in rows:
-            values = {k: v for k, v in row.items() if v}
-            merged.setdefault(values.get("step", "0"), {"step": "0"}).update(values)
-        kept = [row for row in merged.values() if int(row["step"]) < step]
-        if len(kept) < len(rows) or not text.endswith("\n"):
-            atomic_write_text(path, self._text(kept, header=True))
-        if kept:
-            last: dict[str, Any] = {**kept[-1], "step": int(kept[-1]["step"])}
-            self.metrics = [last]  # may still grow, by the validation that follows it
+        merged: dict[int | str, dict[str, str]] = {}
+        strange: list[str] = []
+        for number, row in enumerate(rows):
+            at = _step_of(row)
+            if at is None:
+                strange.append(row.get("step", ""))
+                merged[f"row {number}"] = row
+            else:
+                merged.setdefault(at, {}).update(row, step=str(at))
+        if strange:
+            log.warning(
+                "%d rows of %s have a step that is no whole number, the first one %r; they are kept as "
+                "they are. Correct or delete them if they should be part of a curve.",
+                len(strange),
+                path,
+                strange[0],
+            )
+        kept = {at: row for at, row in merged.items() if isinstance(at, str) or at < step}
+        last = next((at for at in reversed(kept) if isinstance(at, int)), None)
+        if last is not None:
+            kept[last] = kept.pop(last)  # to the end
+        if list(kept.values()) != rows or not is_whole:
+            atomic_write_text(path, self._text(list(kept.values()), header=True))
+        if last is not None:
+            newest: dict[str, Any] = {**kept[last], "step": last}
+            self.metrics = [newest]  # may still grow, by the validation that follows it
             self._is_first_written = True
+
+    def _read(self, path: Path) -> tuple[list[dict[str, str]], bool]:
+        """Return the rows of *path*, without empty cells, and whether its last one is whole.
+
+        A row that a kill has cut off is none. A file that is no CSV any more is kept under another
+        name, and has no rows.
+        """
+        if not path.is_file():
+            return [], True
+        try:
+            with path.open(newline="") as file:
+                text = file.read()
+            whole = text[: text.rfind("\n") + 1]
+            rows = cast(
+                "Iterator[dict[str | None, str]]", csv.DictReader(io.StringIO(whole, newline=""))
+            )
+            # What an editor has put beyond the last column has no name.
+            return [
+                {k: cell for k, cell in row.items() if k and cell} for row in rows
+            ], whole == text
+        except (csv.Error, UnicodeDecodeError) as error:
+            self._set_aside(path, f"is no CSV ({error})")
+            return [], True
+
+    def _set_aside(self, path: Path, problem: str) -> None:
+        aside = path.with_name(f"{path.stem}-damaged-{time.time_ns()}{path.suffix}")
+        path.replace(aside)
+        self.metrics_keys = []
+        log.warning("%s %s; it is kept as %s, and a new one is begun", path, problem, aside)
 
     def _write_hparams(self) -> None:
         if self._new_hparams:
@@ -121,10 +173,10 @@ class MergingWriter(ExperimentWriter):
         path = Path(self.metrics_file_path)
         new = sorted({key for row in rows for key in row} - set(self.metrics_keys))
         if (new or is_first_written) and path.is_file() and self.metrics_keys:
-            with path.open(newline="") as file:
-                old = list(csv.DictReader(file))
+            old, _ = self._read(path)
             if is_first_written:
-                old.pop()
+                old = old[:-1]
+            new = sorted({key for row in rows for key in row} - set(self.metrics_keys))
             self.metrics_keys = sorted([*self.metrics_keys, *new])
             atomic_write_text(path, self._text([*old, *rows], header=True))
             return
@@ -140,6 +192,15 @@ class MergingWriter(ExperimentWriter):
             writer.writeheader()
         writer.writerows(rows)
         return buffer.getvalue()
+
+
+def _step_of(row: Mapping[str, str]) -> int | None:
+    """Return the step of *row*, None if it has none or it is no whole number."""
+    try:
+        step = float(row.get("step", ""))
+    except ValueError:
+        return None
+    return int(step) if step.is_integer() else None
 
 
 class MergingCSVLogger(CSVLogger):

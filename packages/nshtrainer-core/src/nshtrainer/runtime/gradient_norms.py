@@ -1,13 +1,12 @@
 """Norms of gradients: one fused pass, in at least fp32, right for sharded tensors, on the device.
 
 Per tensor first, then a total from those norms, so asking for both costs one read of the
-gradients. On the CPU small gradients are collected for a total: a call for each costs more than
-what it does. Nothing here waits for the device, except what returns names.
+gradients. On the CPU small gradients of one size are collected as the rows of a matrix: a call for
+each costs more than what it does. Nothing here waits for the device, except what returns names.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from itertools import islice
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 # Untyped or private in torch's stubs; there is no public form of the foreach functions.
 _torch: Any = torch
@@ -26,12 +25,14 @@ _torch: Any = torch
 _Kind: TypeAlias = tuple[torch.device, torch.dtype]
 
 _SMALL: Final = 1 << 11
-"""Elements; below it, a gradient on the CPU is collected with others."""
-_POOL: Final = 1 << 17
+"""Elements; below it, a gradient on the CPU is collected with others of its size."""
+_FEW: Final = 4
+"""Gradients; fewer of one size are not worth it."""
+_BLOCK: Final = 1 << 17
 """Elements that are collected at a time, so that they are still in the cache."""
 
 _dtype_of, _device_of = attrgetter("dtype"), attrgetter("device")
-_is_sparse = attrgetter("is_sparse")
+_is_sparse, _is_cpu = attrgetter("is_sparse"), attrgetter("is_cpu")
 
 __all__ = [
     "FiniteEvidence",
@@ -52,15 +53,8 @@ class FiniteEvidence:
 
     names: Sequence[str]
     """Of the parameters, in the order of `values`."""
-    counts: Sequence[int]
-    """How many of `values` belong to each."""
     values: Tensor
-    """1-dim, fp32 or wider: the norm of each large gradient, and small ones as they are."""
-
-    @property
-    def layout(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """What two pieces of evidence have in common whose `values` stand for the same things."""
-        return tuple(self.names), tuple(self.counts)
+    """Their norms: 1-dim, fp32 or wider."""
 
     def non_finite(self) -> list[str]:
         """Return the names of those that are not finite; waits for the device.
@@ -69,11 +63,7 @@ class FiniteEvidence:
         """
         if not self.names:
             return []
-        is_finite = torch.isfinite(self.values)
-        if any(count != 1 for count in self.counts):
-            parts = torch.split(is_finite, list(self.counts))
-            is_finite = torch.stack([part.all() for part in parts])
-        flags = cast("list[bool]", is_finite.tolist())  # pyright: ignore[reportUnknownMemberType] -- torch's stub
+        flags = cast("list[bool]", torch.isfinite(self.values).tolist())  # pyright: ignore[reportUnknownMemberType] -- torch's stub
         return [name for name, is_one in zip(self.names, flags, strict=True) if not is_one]
 
 
@@ -144,25 +134,26 @@ def measure_norms(
     kind = _one_kind(grads)
     # A finite check needs one total; the 2-norm where there is one, since it is the cheapest.
     checked = (2.0 if 2.0 in wanted else min(wanted)) if finite else None
-    each: dict[float, list[Tensor]] = {}
+    blocks = _Blocks.of(grads, kind)
+    collected = blocks.norms(wanted, scale) if blocks is not None else {}
+    each: dict[float, Sequence[Tensor]] = {}
     whole: dict[float, Tensor] = {}
     kept: FiniteEvidence | None = None
-    pooled = _pooled(grads) if _can_pool(kind) and (totals or finite) else None
     for p in sorted(wanted):
-        is_total, is_each = p in totals or p == checked, p in per_parameter
-        if pooled is None:
-            each[p] = parts = _norms(grads, p, scale, kind)
-        elif not is_each:
-            parts = _norms([grads[i] for i in pooled.large] + pooled.pools, p, scale, kind)
+        if blocks is None:
+            norms = _norms(grads, p, scale, kind)
+            flat = _together(norms, device, alike=kind is not None)
         else:
-            # Small ones twice, so that a total is the same number whatever is asked beside it.
-            parts = _norms([*grads, *pooled.pools], p, scale, kind)
-            each[p] = parts[: len(grads)]
-            parts = [parts[i] for i in pooled.large] + parts[len(grads) :]
-        if is_total:
-            whole[p] = _combine(parts, p, device, alike=kind is not None)
+            flat = collected[p]
+            norms = blocks.in_order(flat.unbind()) if p in per_parameter else ()
+            flat = flat.to(device, non_blocking=True)
+        each[p] = norms
+        if p in totals or p == checked:
+            whole[p] = _whole(flat, p)
         if evidence and p == checked:
-            kept = _evidence(names, parts, pooled, device)
+            kept = FiniteEvidence(
+                names if blocks is None else [names[i] for i in blocks.order], flat
+            )
     return GradientNorms(
         totals={p: whole[p] for p in totals},
         per_parameter={p: dict(zip(names, each[p], strict=True)) for p in per_parameter},
@@ -210,7 +201,7 @@ def measure_groups(
         for key, group in asking.items():
             each[key][p] = list(islice(norms, len(group.tensors)))
             if p in group.totals:
-                whole[key][p] = _combine(each[key][p], p, device, alike=kind is not None)
+                whole[key][p] = _whole(_together(each[key][p], device, alike=kind is not None), p)
     return {
         key: GradientNorms(
             totals=whole[key],
@@ -311,97 +302,110 @@ def _one_kind(grads: Sequence[Tensor]) -> _Kind | None:
     # Once a step for every gradient, so the loops are those of `map`.
     if set(map(type, grads)) != {Tensor} or len(set(map(_dtype_of, grads))) > 1:
         return None
-    if len(set(map(_device_of, grads))) > 1 or any(map(_is_sparse, grads)):
+    # A device is made anew each time that a tensor is asked for it.
+    if not all(map(_is_cpu, grads)) and len(set(map(_device_of, grads))) > 1:
+        return None
+    if any(map(_is_sparse, grads)):
         return None
     return grads[0].device, grads[0].dtype
 
 
-class _Pooled(NamedTuple):
-    large: list[int]
-    """Positions of gradients that are measured as they are."""
-    small: list[int]
-    """Those of the others."""
-    counts: list[int]
-    """How many elements each of these has."""
-    pools: list[Tensor]
-    """These, many to a tensor."""
+class _Blocks(NamedTuple):
+    """Gradients on the CPU, of one dtype; small ones are taken together, those of one size."""
+
+    kind: _Kind
+    single: list[Tensor]
+    """Those that are measured as they are."""
+    blocks: list[list[Tensor]]
+    """The others: as many of one size as stay in the cache."""
+    order: list[int]
+    """Where each of them was in the list: single ones, then block after block."""
+
+    @classmethod
+    def of(cls, grads: Sequence[Tensor], kind: _Kind | None) -> _Blocks | None:
+        """Collect *grads*; None where that saves nothing: elsewhere one kernel measures many tensors."""
+        if kind is None or kind[0].type != "cpu":
+            return None
+        sizes: dict[int, list[int]] = {}
+        for index, size in enumerate(map(Tensor.numel, grads)):
+            sizes.setdefault(size if size < _SMALL else 0, []).append(index)
+        alike = {size: found for size, found in sizes.items() if size and len(found) >= _FEW}
+        if not alike:
+            return None
+        order = [i for size, found in sizes.items() if size not in alike for i in found]
+        single = [grads[i] for i in order]
+        blocks: list[list[Tensor]] = []
+        for size, found in alike.items():
+            rows = _BLOCK // size
+            starts = range(0, len(found), rows)
+            blocks += [[grads[i] for i in found[start : start + rows]] for start in starts]
+            order += found
+        return cls(kind, single, blocks, order)
+
+    def norms(self, wanted: Collection[float], scale: Tensor | None) -> dict[float, Tensor]:
+        """Norm type to the norms, 1-dim, in `order`."""
+        parts: dict[float, list[Tensor]] = {p: [] for p in wanted}
+        for p, found in parts.items():
+            if self.single:
+                found.append(torch.stack(_norms(self.single, p, None, self.kind)))
+        for block in self.blocks:
+            for found, norms in zip(parts.values(), _row_norms(block, parts), strict=True):
+                found.append(norms)
+        flat = {p: torch.cat(found) for p, found in parts.items()}
+        if scale is None:
+            return flat
+        return {p: norms / scale.to(norms.device) for p, norms in flat.items()}
+
+    def in_order(self, norms: Sequence[Tensor]) -> list[Tensor]:
+        """Return *norms*, which are in `order`, as the gradients were."""
+        result = list(norms)
+        for index, norm in zip(self.order, norms, strict=True):
+            result[index] = norm
+        return result
 
 
-def _can_pool(kind: _Kind | None) -> bool:
-    """Whether small gradients are better collected; elsewhere one kernel measures many tensors."""
-    return kind is not None and kind[0].type == "cpu"
+def _row_norms(block: Sequence[Tensor], wanted: Iterable[float]) -> list[Tensor]:
+    """Return the norms of tensors of one size, 1-dim, for each norm type.
 
-
-def _pooled(grads: Sequence[Tensor]) -> _Pooled:
-    """Collect small gradients: a norm of their elements is one of their norms."""
-    large: list[int] = []
-    small: list[int] = []
-    counts: list[int] = []
-    pools: list[Tensor] = []
-    pool: list[Tensor] = []
-    size = 0
-    for index, count in enumerate(map(Tensor.numel, grads)):
-        if count >= _SMALL:
-            large.append(index)
-            continue
-        small.append(index)
-        counts.append(count)
-        grad = grads[index]
-        pool.append(grad if grad.dim() == 1 else grad.reshape(-1))
-        size += count
-        if size >= _POOL:
-            pools.append(torch.cat(pool))
-            pool, size = [], 0
-    if pool:
-        pools.append(torch.cat(pool))
-    return _Pooled(large, small, counts, pools)
-
-
-def _evidence(
-    names: Sequence[str], norms: Sequence[Tensor], pooled: _Pooled | None, device: torch.device
-) -> FiniteEvidence:
-    """Keep what *norms*, those of the total, were taken of, as far as it is small."""
-    if not norms:
-        return FiniteEvidence([], [], torch.zeros(0, device=device))
-    if pooled is None:
-        wide = [norm.to(device, non_blocking=True) for norm in norms]
-        return FiniteEvidence(names, [1] * len(names), torch.stack(_promoted(wide)))
-    large = norms[: len(pooled.large)]
-    parts = [*([torch.stack(list(large))] if large else []), *pooled.pools]
-    kept = [names[i] for i in (*pooled.large, *pooled.small)]
-    counts = [1] * len(large) + pooled.counts
-    return FiniteEvidence(kept, counts, torch.cat(_promoted(parts)))
-
-
-def _promoted(tensors: list[Tensor]) -> list[Tensor]:
-    """Return *tensors* in the widest of their dtypes, at least fp32."""
-    dtypes = {tensor.dtype for tensor in tensors}
-    if len(dtypes) == 1:
-        return tensors
-    widest = functools.reduce(torch.promote_types, dtypes)
-    return [tensor.to(widest) for tensor in tensors]
+    The copy that this takes is gone before the next block's is made: the allocator has the same
+    memory for all of them, and no page of it is new.
+    """
+    flat = [tensor if tensor.dim() == 1 else tensor.reshape(-1) for tensor in block]
+    matrix = torch.cat(flat).view(len(block), -1)
+    wider = _wider(matrix.dtype)
+    return [_torch.linalg.vector_norm(matrix, p, dim=1, dtype=wider) for p in wanted]
 
 
 def _dense_norms(
     grads: Sequence[Tensor], kind: _Kind, p: float, scale: Tensor | None
 ) -> list[Tensor]:
     device, dtype = kind
-    # 16-bit accumulation overflows at 65504 (fp16) or keeps 8 bits (bf16).
-    wider = torch.float32 if dtype in {torch.float16, torch.bfloat16} else None
-    norms = _torch._foreach_norm(list(grads), p, dtype=wider)
+    norms = _torch._foreach_norm(list(grads), p, dtype=_wider(dtype))
     if scale is not None:
         norms = _torch._foreach_div(norms, scale.to(device, non_blocking=True))
     return list(norms)
 
 
-def _combine(norms: Sequence[Tensor], p: float, device: torch.device, *, alike: bool) -> Tensor:
-    """Return the norm of *norms*: the norm over all the elements that they were taken of."""
+def _wider(dtype: torch.dtype) -> torch.dtype | None:
+    """Return what to accumulate in: 16 bits overflow at 65504 (fp16) or keep 8 bits (bf16)."""
+    return torch.float32 if dtype in {torch.float16, torch.bfloat16} else None
+
+
+def _together(norms: Sequence[Tensor], device: torch.device, *, alike: bool) -> Tensor:
+    """Return *norms* as one tensor, 1-dim, on *device*, in the widest of their dtypes."""
     if not norms:
-        return torch.zeros((), device=device)
+        return torch.zeros(0, device=device)
     if not alike or norms[0].device != device:
         widest = torch.float64 if any(n.dtype == torch.float64 for n in norms) else torch.float32
         norms = [norm.to(device, widest, non_blocking=True) for norm in norms]
-    return _torch.linalg.vector_norm(torch.stack(list(norms)), p)
+    return torch.stack(list(norms))
+
+
+def _whole(norms: Tensor, p: float) -> Tensor:
+    """Return the norm of *norms*: the norm over all the elements that they were taken of."""
+    if norms.numel() == 0:  # of which the inf-norm is an error in torch
+        return norms.sum()
+    return _torch.linalg.vector_norm(norms, p)
 
 
 def local_shard(grad: Tensor) -> tuple[Tensor, tuple[Any, tuple[int, ...]] | None]:

@@ -59,6 +59,7 @@ def log_step_metrics(
     metrics: Mapping[str, Tensor | float],
     *,
     totals: Iterable[str] = (),
+    prog_bar: Iterable[str] = (),
 ) -> None:
     """Log *metrics* of the current training batch; costs no transfer until the batch ends.
 
@@ -68,6 +69,9 @@ def log_step_metrics(
             until the batch ends.
         totals: Names that also go into `trainer.callback_metrics`, for early stopping,
             checkpoints and tables; with or without loggers.
+        prog_bar: Names that also go into `trainer.progress_bar_metrics`, as numbers, on rank zero; with
+            or without loggers. They stay there until they are logged again, and a progress bar
+            shows them when it is drawn next, after the batch.
 
     Sent at `on_train_batch_end` of a logging step, after the callbacks that come before
     checkpoints; called later than that, at once. At other steps everything is dropped, so ask
@@ -87,7 +91,7 @@ def log_step_metrics(
             "this trainer; a callback attaches it in its setup hook. Call "
             "nshtrainer.runtime.driver.attach(trainer, owner) there."
         )
-    driver.step_metrics.log(trainer, metrics, totals=totals)
+    driver.step_metrics.log(trainer, metrics, totals=totals, prog_bar=prog_bar)
 
 
 class StepMetrics:
@@ -103,11 +107,17 @@ class StepMetrics:
         """Whether anything was logged in this run."""
         self._metrics: dict[str, Tensor | float] = {}
         self._totals: set[str] = set()
+        self._prog_bar: set[str] = set()
         self._batch = -1
         self._flushed_batch = -1
 
     def log(
-        self, trainer: Trainer, metrics: Mapping[str, Tensor | float], *, totals: Iterable[str] = ()
+        self,
+        trainer: Trainer,
+        metrics: Mapping[str, Tensor | float],
+        *,
+        totals: Iterable[str] = (),
+        prog_bar: Iterable[str] = (),
     ) -> None:
         """See `log_step_metrics`."""
         for name, value in metrics.items():
@@ -122,6 +132,7 @@ class StepMetrics:
             self._batch = batch
         self._metrics.update(metrics)
         self._totals.update(totals)
+        self._prog_bar.update(prog_bar)
         late = batch == self._flushed_batch
         if not self.used:
             self.used = True
@@ -151,6 +162,7 @@ class StepMetrics:
         """Drop what is buffered."""
         self._metrics = {}
         self._totals = set()
+        self._prog_bar = set()
 
     def reset(self) -> None:
         """Start as before the first use."""
@@ -158,8 +170,8 @@ class StepMetrics:
 
     def _send(self, trainer: Trainer, extra: Sequence[Tensor]) -> list[float]:
         metrics, totals = self._metrics, self._totals
+        shown = self._prog_bar.intersection(metrics)
         self.discard()
-        tensors = {name: value for name, value in metrics.items() if isinstance(value, Tensor)}
         connector = trainer._logger_connector  # pyright: ignore[reportPrivateUsage] -- the public properties recompute every metric of the module
         logged: dict[str, Tensor] = {
             name: _detached(value) if isinstance(value, Tensor) else torch.tensor(value)
@@ -169,11 +181,20 @@ class StepMetrics:
         connector._callback_metrics.update(  # pyright: ignore[reportPrivateUsage] -- as above
             {name: logged[name] for name in totals if name in logged}
         )
-        if not (trainer.loggers and trainer.is_global_zero):
+        if not ((trainer.loggers or shown) and trainer.is_global_zero):
             return fetch(list(extra))
+        wanted = metrics.keys() if trainer.loggers else shown
+        tensors = {
+            name: value
+            for name, value in metrics.items()
+            if isinstance(value, Tensor) and name in wanted
+        }
         values = fetch([*extra, *tensors.values()])
         numbers: dict[str, float] = dict(zip(tensors, values[len(extra) :], strict=True))
         scalars = {name: numbers.get(name, value) for name, value in metrics.items()}
+        connector._progress_bar_metrics.update(  # pyright: ignore[reportPrivateUsage] -- as above
+            {name: _as_shown(metrics[name], scalars[name]) for name in metrics if name in shown}
+        )
         scalars.setdefault("epoch", trainer.current_epoch)
         step = _x_axis(trainer)
         for logger in trainer.loggers:
@@ -184,6 +205,12 @@ class StepMetrics:
 def _detached(value: Tensor) -> Tensor:
     """Without autograd; a view is not made of what has none, for hundreds of norms it would add up."""
     return value.detach() if value.requires_grad else value
+
+
+def _as_shown(value: Tensor | float, number: Any) -> float:
+    """Return *number*, as which *value* was fetched; a count without decimals."""
+    is_count = isinstance(value, Tensor) and not value.is_floating_point()
+    return int(number) if is_count else number
 
 
 def _batch(trainer: Trainer) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nshtrainer.quantities import age_text, size_text
 from nshtrainer_ema.ema.power_function import MAX_ERROR, gamma_of
 from nshtrainer_ema.ema.snapshots import (
     SNAPSHOT_FOLDER,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["ema"]
 
 _HEAD = ("step", "sigma_rel", "size", "age", "file")
-_AGES = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def _here(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
@@ -67,7 +67,7 @@ def list_command(path: Path, as_json: bool) -> None:
         return
     click.echo("\n".join(_table([_row(one) for one in found])))
     size = sum(one["size_bytes"] for one in found)
-    click.echo(f"{len(found)} snapshots, {_size_text(size)}")
+    click.echo(f"{len(found)} snapshots, {size_text(size)}")
 
 
 @ema.command("reconstruct")
@@ -129,7 +129,7 @@ def reconstruct_command(
         return
     source = f"{len(plan.parts)} snapshots" if len(plan.parts) > 1 else "the snapshot itself"
     click.echo(
-        f"wrote {output}: {written.tensors} tensors, {_size_text(written.size)}, sigma_rel="
+        f"wrote {output}: {written.tensors} tensors, {size_text(written.size)}, sigma_rel="
         f"{sigma_rel:g} at step {plan.step} from {source}; error of the profile {plan.error:.2%}",
         err=True,
     )
@@ -191,8 +191,8 @@ def _row(one: dict[str, Any]) -> tuple[str, ...]:
     return (
         str(one["step"]),
         f"{one['sigma_rel']:g}",
-        _size_text(one["size_bytes"]),
-        _age_text(one["age_seconds"]),
+        size_text(one["size_bytes"]),
+        age_text(one["age_seconds"]),
         Path(one["path"]).name,
     )
 
@@ -206,18 +206,3 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
         + f"  {line[-1]}"
         for line in lines
     ]
-
-
-def _size_text(size: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
-def _age_text(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    unit, size = next(((u, s) for u, s in _AGES if seconds >= s), ("s", 1))
-    return f"{seconds / size:.0f} {unit}"

@@ -359,7 +359,9 @@ class GradientSkippingCallback(ConfiguredCallback[GradientSkippingCallbackConfig
             several = len(step.trainer.optimizers) > 1
             part = f"optimizer_{step.optimizer_index}/" if several else ""
             metrics[f"train/{part}grad_norm_limit{self._suffix}"] = decision.limit
-        log_step_metrics(step.trainer, metrics, totals=totals)
+        shown = [f"train/grad_{what}_steps{self._suffix}" for what in counts]
+        prog_bar = shown if self.config.prog_bar else ()
+        log_step_metrics(step.trainer, metrics, totals=totals, prog_bar=prog_bar)
 
     def on_optimizer_step_skipped(
         self,

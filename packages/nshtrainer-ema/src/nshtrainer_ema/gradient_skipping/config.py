@@ -112,6 +112,10 @@ class GradientSkippingCallbackConfig(CallbackConfigBase):
     not those on a plateau, and not with manual optimization, which is refused. The host then waits
     for the device at every step."""
 
+    prog_bar: bool = False
+    """Show `train/grad_skipped_steps`, and with action `clip` `train/grad_clipped_steps`, in the
+    progress bar too."""
+
     @model_validator(mode="after")
     def _check_policy(self) -> Self:
         if self.threshold is None and self.policy is None:

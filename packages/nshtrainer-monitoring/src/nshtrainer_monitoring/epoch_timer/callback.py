@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -29,6 +29,8 @@ __all__ = ["EpochTimerCallback"]
 
 log = logging.getLogger(__name__)
 
+_SHOWN: Final = frozenset({"train/samples_per_s", "train/eta_s"})
+"""In a progress bar, which has batches per second itself."""
 _NEWEST_COUNTS = 0.3  # of the pace, against all before: follows a change in a few logging steps
 
 
@@ -143,7 +145,9 @@ class EpochTimerCallback(ConfiguredCallback[EpochTimerCallbackConfig]):
             samples = samples_in(batch)
             self._samples = None if samples is None else self._samples + samples
         if is_logging_step(trainer):
-            log_step_metrics(trainer, self._measured(trainer))
+            measured = self._measured(trainer)
+            shown = _SHOWN.intersection(measured) if self.config.prog_bar else ()
+            log_step_metrics(trainer, measured, prog_bar=shown)
 
     def _measured(self, trainer: Trainer) -> dict[str, float]:
         """What the steps since the last logging step took, on average."""

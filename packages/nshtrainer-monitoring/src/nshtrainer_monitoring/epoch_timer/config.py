@@ -46,6 +46,9 @@ class EpochTimerCallbackConfig(CallbackConfigBase):
     """Wait for the device at each boundary between two parts of a step, so that its work counts for
     the part that asked for it. Slows training down: for a diagnosis, not for good."""
 
+    prog_bar: bool = False
+    """Show `train/samples_per_s` and `train/eta_s` in the progress bar too, as far as they are logged."""
+
     @override
     def create_callbacks(self, trainer_config: TrainerConfig) -> Iterable[Callback]:
         from .callback import EpochTimerCallback

@@ -21,11 +21,12 @@ _DEEPEST = 16
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A batch as `training_step` got it, and the random states of that moment."""
+    """A batch as `training_step` got it, and the random states and the step of that moment."""
 
     batch: Any
     batch_idx: int
     random: RandomState
+    global_step: int
 
 
 def tensors_in(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:

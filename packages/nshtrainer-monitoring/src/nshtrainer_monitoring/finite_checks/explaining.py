@@ -58,7 +58,7 @@ class Explainer:
         if self._has_stepped:
             self._batches, self._has_stepped = [], False
         random = RandomState.take(trainer.strategy.root_device)
-        self._batches.append(MicroBatch(batch, batch_idx, random))
+        self._batches.append(MicroBatch(batch, batch_idx, random, trainer.global_step))
 
     def end_step(self) -> None:
         """Let the next batch be the first one of a step."""

@@ -30,8 +30,8 @@ at first, has been halved to 1."""
 
 _NAMES_SHOWN = 5
 
-_HELD, _HELD_BYTES = 64, 1 << 24
-"""Steps whose numbers are held at the most before they are looked at together, and bytes."""
+_HELD = 64
+"""Steps whose numbers are held at the most before they are looked at together."""
 
 
 def shorten(names: Sequence[str]) -> str:
@@ -162,12 +162,11 @@ class NonFiniteRecord:
         if norms is None or norms.finite is None or norms.evidence is None:
             return
         evidence = norms.evidence
-        if self._held and self._held[-1][1].layout != evidence.layout:
+        if self._held and self._held[-1][1].names != evidence.names:
             self._fold()  # gradients are missing that were there, or the other way round
         self._held.append((norms.finite, evidence))
         self._steps.append(step.step)
-        size = evidence.values.numel() * evidence.values.element_size()
-        if len(self._held) >= _HELD or len(self._held) * size >= _HELD_BYTES:
+        if len(self._held) >= _HELD:
             self._fold()
 
     def take(self) -> Report | None:
@@ -208,7 +207,7 @@ class NonFiniteRecord:
         """Keep the evidence of the first step that was not finite, as long as none was *seen*."""
         values = torch.stack([one.values for one in evidence])
         values = values.index_select(0, _first_of(bad).reshape(1).to(values.device))[0]
-        layout = evidence[0].layout
+        layout = tuple(evidence[0].names)
         known = self._kept.get(layout)
         kept = torch.zeros_like(values) if known is None else known.values
         values = torch.where(seen.to(values.device), kept, values)

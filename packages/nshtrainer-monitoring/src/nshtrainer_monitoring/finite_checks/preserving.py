@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Final, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from typing_extensions import override
 
-__all__ = ["logging_nothing", "unchanged"]
+__all__ = ["logging_nothing", "parameters_unchanged", "replaced", "unchanged"]
 
 # Large, and not what a forward pass writes to; the modules are visited one by one.
 _NOT_COPIED: Final = frozenset({"_parameters", "_modules"})
@@ -40,17 +42,82 @@ def unchanged(module: nn.Module) -> Generator[None]:
 def logging_nothing(trainer: Trainer, pl_module: LightningModule) -> Generator[None]:
     """Have `log`, `log_dict` and the loggers do nothing inside the block."""
     loggers = trainer.loggers
-    attributes = vars(pl_module)
-    own = {name: attributes[name] for name in ("log", "log_dict") if name in attributes}
     trainer.loggers = [DummyLogger() for _ in loggers]
-    attributes.update(log=_nothing, log_dict=_nothing)
+    try:
+        with replaced(pl_module, log=_nothing, log_dict=_nothing):
+            yield
+    finally:
+        trainer.loggers = loggers
+
+
+@contextlib.contextmanager
+def replaced(holder: object, **values: Any) -> Generator[None]:
+    """Give *holder* these attributes of its own inside the block; what it had before comes back."""
+    attributes: dict[str, Any] = vars(holder)
+    before = {name: attributes[name] for name in values if name in attributes}
+    attributes.update(values)
     try:
         yield
     finally:
-        trainer.loggers = loggers
-        for name in ("log", "log_dict"):
-            del attributes[name]
-        attributes.update(own)
+        for name in values:
+            attributes.pop(name, None)
+        attributes.update(before)
+
+
+@contextlib.contextmanager
+def parameters_unchanged(module: nn.Module) -> Generator[None]:
+    """Put back, when the block ends, what it did to parameters of *module* and their gradients.
+
+    What is not written to is not copied.
+    """
+    kept = [(p, p.data, p.grad, p.requires_grad) for p in module.parameters()]
+    gradients = [grad for _, _, grad, _ in kept if grad is not None]
+    writes = _CopyBeforeWrite([*(parameter for parameter, *_ in kept), *gradients])
+    try:
+        with writes:
+            yield
+    finally:
+        for parameter, data, grad, requires_grad in kept:
+            if _memory(parameter) != _memory(data):
+                parameter.data = data
+            parameter.grad = grad
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad = requires_grad
+        for tensor, copy in writes.copies:
+            tensor.data.copy_(copy)  # by `data`, which leaves autograd's counter of versions
+
+
+class _CopyBeforeWrite(TorchDispatchMode):
+    """Copies tensors before the first operation that writes to their memory."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        super().__init__()  # pyright: ignore[reportUnknownMemberType] -- torch does not type it
+        self.copies: list[tuple[Tensor, Tensor]] = []
+        self._whole: dict[int, list[Tensor]] = {}
+        for tensor in tensors:
+            if tensor.layout is torch.strided:
+                self._whole.setdefault(_memory(tensor), []).append(tensor)
+
+    @override
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        for place, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                by_place = args[place] if place < len(args) else None
+                self._keep((kwargs or {}).get(argument.name, by_place))
+        return func(*args, **(kwargs or {}))
+
+    def _keep(self, written: Any) -> None:
+        tensors = cast("list[Any]", written) if isinstance(written, (list, tuple)) else [written]
+        for tensor in tensors:
+            if isinstance(tensor, Tensor) and tensor.layout is torch.strided:
+                for whole in self._whole.pop(_memory(tensor), ()):
+                    self.copies.append((whole, whole.detach().clone()))
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

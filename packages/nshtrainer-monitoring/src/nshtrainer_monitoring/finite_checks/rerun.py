@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +19,9 @@ from torch import nn
 from nshtrainer.runtime.optimizer_hooks import plain_name
 
 from .batches import MicroBatch, tensors_in
-from .preserving import logging_nothing, unchanged
+from .preserving import logging_nothing, parameters_unchanged, unchanged
 from .rng import RandomState
+from .stepping import StandIn, StepReached, taking_no_steps
 
 # Partially typed in Lightning.
 _signatures: Any = signature_utils
@@ -43,8 +45,6 @@ class Origin:
 
 def obstacle_to(trainer: Trainer, pl_module: LightningModule) -> str | None:
     """Return why batches cannot be run again, None if they can."""
-    if not pl_module.automatic_optimization:
-        return "with manual optimization, training_step would step the optimizers"
     if _signatures.is_param_in_hook_signature(
         pl_module.training_step, "dataloader_iter", explicit=True
     ):
@@ -60,6 +60,9 @@ def find_origin(
 ) -> Origin:
     """Run *batches* again, forward only, and return the first place with a NaN or Inf.
 
+    In manual optimization the last of *batches* is run up to the step that is about to be taken, and
+    the steps, backward passes and schedules before it are passed over.
+
     Parameters, gradients, buffers, metrics and random states are afterwards what they were, and
     nothing is logged. Hooks are on the modules while this runs. With several ranks all must call,
     with as many batches each, since modules may talk to those of other ranks.
@@ -70,11 +73,25 @@ def find_origin(
     if obstacle is not None:
         return Origin(f"The batch was not run again: {obstacle}.")
     before = RandomState.take(trainer.strategy.root_device)
+    steps = trainer.global_step - batches[-1].global_step if batches else 0
+    manual = (
+        contextlib.nullcontext()
+        if pl_module.automatic_optimization
+        else taking_no_steps(trainer, pl_module)
+    )
     origins: list[Origin] = []
     try:
-        with unchanged(pl_module), logging_nothing(trainer, pl_module), _eager():
+        with (
+            unchanged(pl_module),
+            parameters_unchanged(pl_module),
+            logging_nothing(trainer, pl_module),
+            _eager(),
+            manual as stand_in,
+        ):
             for batch in batches:
-                origins.append(_run(trainer, pl_module, batch))
+                if stand_in is not None:
+                    stand_in.begin(batch.global_step, steps if batch is batches[-1] else None)
+                origins.append(_run(trainer, pl_module, batch, stand_in))
                 if origins[-1].batch_idx is not None and trainer.world_size == 1:
                     break
     except Exception as error:  # whatever the user's module raises, the finding is what matters
@@ -84,12 +101,23 @@ def find_origin(
         before.put_back()
     found = [origin for origin in origins if origin.batch_idx is not None]
     if found:
-        return found[0]
+        return _with_steps(found[0], steps)
     elsewhere = " on this rank" if trainer.world_size > 1 else ""
     return Origin(
         f"Run again, the outputs of all modules and the loss are finite{elsewhere}: the value arises "
         "in the backward pass, or the forward pass is not the same each time."
     )
+
+
+def _with_steps(origin: Origin, steps: int) -> Origin:
+    """Say what was not as in the first run if the batch had taken *steps* before this one."""
+    if not steps:
+        return origin
+    before = "1 step" if steps == 1 else f"{steps} steps"
+    note = (
+        f"The batch had taken {before} before; this time all of it ran with the weights after that."
+    )
+    return dataclasses.replace(origin, text=f"{origin.text} {note}")
 
 
 class _Watch:
@@ -109,7 +137,9 @@ class _Watch:
         return after
 
 
-def _run(trainer: Trainer, pl_module: LightningModule, batch: MicroBatch) -> Origin:
+def _run(
+    trainer: Trainer, pl_module: LightningModule, batch: MicroBatch, stand_in: StandIn | None
+) -> Origin:
     watch = _Watch()
     handles = [
         part.register_forward_hook(watch.hook(plain_name(name)), with_kwargs=True)
@@ -118,15 +148,21 @@ def _run(trainer: Trainer, pl_module: LightningModule, batch: MicroBatch) -> Ori
     takes_index = _signatures.is_param_in_hook_signature(
         pl_module.training_step, "batch_idx", min_args=2
     )
+    output: Any = None
     try:
         batch.random.put_back()
         with torch.enable_grad(), trainer.precision_plugin.train_step_context():
             indices = (batch.batch_idx,) if takes_index else ()
             output = pl_module.training_step(batch.batch, *indices)
+    except StepReached:
+        pass
+    except Exception:  # code that misses a gradient, for example, comes after what is looked for
+        if watch.name is None:
+            raise
     finally:
         for handle in handles:
             handle.remove()
-    return _described(watch, batch, output)
+    return _described(watch, batch, output if stand_in is None else stand_in.losses)
 
 
 def _described(watch: _Watch, batch: MicroBatch, output: Any) -> Origin:

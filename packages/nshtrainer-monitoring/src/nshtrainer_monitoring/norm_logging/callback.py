@@ -248,7 +248,8 @@ class NormLoggingCallback(ConfiguredCallback[NormLoggingCallbackConfig]):
             for name, value in (metrics.totals | metrics.singles).items()
         }
         totals = [f"{prefix}{name}{self._suffix}" for name in metrics.totals]
-        log_step_metrics(step.trainer, full, totals=totals)
+        shown = totals if self.config.prog_bar else ()
+        log_step_metrics(step.trainer, full, totals=totals, prog_bar=shown)
 
 
 def _home(step: GradientStep) -> torch.device:

@@ -108,6 +108,10 @@ class NormLoggingCallbackConfig(CallbackConfigBase):
     exclude: list[Glob] = Field(default_factory=list[Glob])
     """Log no single parameter whose name matches one of these globs."""
 
+    prog_bar: bool = False
+    """Show the totals in the progress bar too: every metric above that is one number for all parameters
+    of an optimizer."""
+
     @model_validator(mode="after")
     def _check_globs(self) -> Self:
         if (self.include is not None or self.exclude) and not self._logs_single_parameters:

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, cast
 
 from nshtrainer.config_files import dump_yaml
+from nshtrainer.quantities import size_text
 from nshtrainer.trainer.config import TrainerConfig
 
 from .axes import number
@@ -28,7 +29,6 @@ __all__ = [
     "head_of",
     "head_of_comparison",
     "notes_of",
-    "size_of",
     "status_text",
     "summary_table",
 ]
@@ -76,7 +76,7 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
         ),
         ("trained for", duration(run.seconds), "as of the last checkpoint"),
         ("skipped steps", _last(skipped), ""),
-        ("checkpoints", str(count) if count else "", size_of(size) if count else ""),
+        ("checkpoints", str(count) if count else "", size_text(size) if count else ""),
         ("last written", _when(written, "%H:%M"), _when(written, "%Y-%m-%d %Z")),
     ]
 
@@ -198,7 +198,7 @@ def _checkpoint_table(run: RunData, saved: Sequence[Saved]) -> str:
             number(s.epoch),
             esc(s.metric),
             esc(number(s.value)),
-            size_of(s.size),
+            size_text(s.size),
             esc(duration(s.seconds)),
             _pills(s),
             f"<code>{esc(_below(run, s))}</code>",
@@ -325,7 +325,7 @@ def _fact(name: str, value: Any) -> str:
 
 def _plain(name: str, value: Any) -> str:
     if name.endswith("_bytes") and isinstance(value, (int, float)):
-        return size_of(value)
+        return size_text(value)
     if isinstance(value, list):
         return ", ".join(map(str, cast("list[Any]", value)))
     return value if isinstance(value, str) else value_text(value)
@@ -397,15 +397,6 @@ def _without_moments(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # ---- units -------------------------------------------------------------------------------------
-
-
-def size_of(size: float) -> str:
-    """*size*, in bytes, for a person."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def duration(seconds: float | None) -> str:
