@@ -100,8 +100,8 @@ class Averaging:
     ) -> None:
         """Collect the small ones, cast them as one and move as one."""
         sources = list(run.take(weights))
-        if not run.is_flat:
-            sources = [source.reshape(-1) for source in sources]
+        for position in run.shaped:
+            sources[position] = sources[position].reshape(-1)
         flat, first = run.flat, sources[0]
         collected = self._workspace.block(flat.numel(), first.dtype, first.device)
         torch.cat(sources, out=collected)

@@ -45,8 +45,8 @@ class Run(NamedTuple):
     flat: Tensor
     take: Callable[[list[Tensor]], Sequence[Tensor]]
     """Gives their weights, of all."""
-    is_flat: bool
-    """Whether their weights need not be flattened."""
+    shaped: list[int]
+    """Which of these have to be flattened."""
 
 
 class Group(NamedTuple):
@@ -150,7 +150,8 @@ def _as_run(averages: list[Tensor], weights: list[Tensor], indices: list[int]) -
         take: Any = itemgetter(slice(indices[0], indices[-1] + 1))
     else:
         take = itemgetter(*indices)
-    return Run(flat, take, all(weights[i].dim() == 1 for i in indices))
+    shaped = [position for position, i in enumerate(indices) if weights[i].dim() != 1]
+    return Run(flat, take, shaped)
 
 
 def _neighbours(averages: list[Tensor], indices: list[int]) -> Iterator[list[int]]:
