@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from lightning.fabric.loggers.logger import (
@@ -127,7 +129,8 @@ class LateWandbLogger(WandbLogger):
         if wandb.run is not None:
             log.info("logging to the open W&B run %s, which is left open", wandb.run.id)
             return wandb.run
-        run = self._init()
+        with _without_secret_arguments():
+            run = self._init()
         LateWandbLogger._active = self
         # The x-axis that Lightning's logger writes
         run.define_metric("trainer/global_step")
@@ -197,6 +200,17 @@ class LateWandbLogger(WandbLogger):
             cast("Run", run).finish(exit_code=exit_code)
         except Exception as error:  # noqa: BLE001 -- must neither fail a run nor hide why it failed
             log.warning("the W&B run could not be finished: %s", error)
+
+
+@contextmanager
+def _without_secret_arguments() -> Generator[None]:
+    """W&B records the program's arguments as they are; inside, `--api-key=...` is `[redacted]`."""
+    before = sys.argv
+    sys.argv = [*before[:1], *redact(before[1:], known=secrets_in_environment())]
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def _plain(value: Any) -> Any:
