@@ -35,8 +35,8 @@ def test_switched_off_the_library_is_not_needed(monkeypatch: pytest.MonkeyPatch)
         ({"include": [""]}, "at least 1 character"),
         ({"every_n_steps": 0}, "greater than 0"),
         ({"max_bytes": 0}, "greater than 0"),
-        ({"ranks": []}, "at least 1 item"),
-        ({"ranks": [-1]}, "greater than or equal to 0"),
+        ({"ranks": []}, "at least one rank"),
+        ({"ranks": [-1]}, "none below 0"),
     ],
 )
 def test_options_that_say_nothing_are_refused(fields, message: str):

@@ -7,22 +7,35 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 from typing_extensions import Self, override
 
 from nshtrainer.callbacks.base import CallbackConfigBase, callback_registry
 from nshtrainer.errors import PluginLoadError
-from nshtrainer.types import Glob, NonNegativeInt, PositiveInt
+from nshtrainer.types import Glob, Int, PositiveInt
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
 
     from nshtrainer.trainer.config import TrainerConfig
 
-__all__ = ["ActSaveConfig", "Reducer", "require_nshutils"]
+__all__ = ["ActSaveConfig", "Ranks", "Reducer", "require_nshutils"]
 
 Reducer = Literal["mean", "l2_norm", "histogram"]
 """What is stored of a tensor: its mean, its L2 norm, or the counts and edges of a histogram."""
+
+
+def _some_ranks(value: str | list[int]) -> str | list[int]:
+    if not value or any(not isinstance(rank, str) and rank < 0 for rank in value):
+        raise PydanticCustomError(
+            "ranks", "at least one rank, and none below 0, is expected, or 'zero', or 'all'"
+        )
+    return value
+
+
+Ranks = Annotated[Literal["zero", "all"] | list[Int], AfterValidator(_some_ranks)]
+"""Processes of a run: the first, all, or those with these global ranks."""
 
 
 @callback_registry.register
@@ -58,7 +71,7 @@ class ActSaveConfig(CallbackConfigBase):
     max_bytes: PositiveInt | None = 10_000_000_000
     """When so many bytes are stored by one process, nothing more is; None sets no limit."""
 
-    ranks: Literal["zero", "all"] | Annotated[list[NonNegativeInt], Field(min_length=1)] = "zero"
+    ranks: Ranks = "zero"
     """Which of several processes store: the first, all, or those with these global ranks. `all` and a
     list give each a folder of its own, `rank_<rank>`."""
 
