@@ -208,6 +208,21 @@ def _lightning_every_step_trainer(folder: Path, stamps: Callback) -> pl.Trainer:
     return _lightning(folder, [stamps], log_every_n_steps=1)
 
 
+def _act_save_off_trainer(folder: Path, stamps: Callback) -> pl.Trainer:
+    """Lightning with `act_save` switched off."""
+    from nshtrainer_wandb import ActSaveCallback
+
+    return _lightning(folder, [ActSaveCallback(enabled=False, include=["*"]), stamps])
+
+
+def _act_save_between_trainer(folder: Path, stamps: Callback) -> pl.Trainer:
+    """Lightning with `act_save` of every submodule, at the steps between those that it stores."""
+    from nshtrainer_wandb import ActSaveCallback
+
+    rarely = ActSaveCallback(save_dir=folder / "a", include=["net.*"], every_n_steps=10**6)
+    return _lightning(folder, [rarely, stamps])
+
+
 def _every_callback(folder: Path, stamps: Callback, *, log_every: int) -> pl.Trainer:
     per_parameter = dict.fromkeys(("log_grad_norm_per_param", "log_param_norm_per_param"), True)
     plain = every_family()
@@ -372,6 +387,8 @@ STEPS: dict[str, MakeTrainer] = {
     "Lightning": _plain_trainer,
     "Lightning, one foreach norm and one foreach average": _kernels_trainer,
     "Lightning, its EMAWeightAveraging": _lightning_average_trainer,
+    "Lightning, act_save off": _act_save_off_trainer,
+    "Lightning, act_save between stored steps": _act_save_between_trainer,
     DYNAMICS: _dynamics_trainer,
     EVERYTHING: _every_callback_trainer,
     "Lightning, logging at every step": _lightning_every_step_trainer,

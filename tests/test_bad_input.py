@@ -90,6 +90,8 @@ FILES = {
     "watch by magic": Bad("callbacks: [{name: wandb_watch, method: magic}]", "wandb_watch.method", "'optimizer_step' or 'hooks'.*'magic'"),
     "upload some": Bad("callbacks: [{name: wandb_checkpoints, upload: some}]", "wandb_checkpoints.upload", "'all' or 'latest'.*'some'"),
     "upload no pattern": Bad("callbacks: [{name: wandb_upload_code, exclude: ['']}]", "wandb_upload_code.exclude[0]", "at least 1 character"),
+    "reduce outputs of nothing": Bad("callbacks: [{name: act_save, reduce: [mean]}]", "callbacks[0].act_save", "`include` names none; set it"),
+    "store on no rank": Bad("callbacks: [{name: act_save, ranks: []}]", "act_save.ranks", "at least one rank"),
     "flush never": Bad("loggers: [{name: csv, flush_logs_every_n_steps: 0}]", "loggers[0].csv.flush_logs_every_n_steps", "greater than 0"),
     "monitor sometimes": Bad("lr_monitor: {logging_interval: sometimes}", "lr_monitor.logging_interval", "'step' or 'epoch'"),
     "check loudly": Bad("callbacks: [{name: finite_checks, none_grads: shout}]", "finite_checks.none_grads", "'ignore', 'warn', 'raise', 'stop' or 'skip'"),

@@ -112,7 +112,7 @@ def test_commands_exist_with_their_options(words):
 
 
 @pytest.mark.parametrize(
-    "command", [*sorted(set(COMMANDS) - {"doctor"}), "checkpoint", "ema", "report"]
+    "command", [*sorted(set(COMMANDS) - {"doctor"}), "checkpoint", "ema", "report", "wandb"]
 )
 def test_every_option_is_documented(command):
     """`docs/command-line.md` has every option of every command in that command's section."""

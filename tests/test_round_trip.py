@@ -154,7 +154,13 @@ _globs = st.lists(filled, max_size=3)
 _ranges = st.tuples(reals, st.none()) | st.tuples(reals, reals).map(sorted)
 
 OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
-    "act_save": {"enabled": st.booleans(), "save_dir": maybe(paths)},
+    "act_save": {
+        "enabled": st.booleans(), "save_dir": maybe(paths),
+        "include": st.lists(filled, min_size=1, max_size=3), "exclude": _globs,
+        "reduce": st.lists(st.sampled_from(["mean", "l2_norm", "histogram"]), unique=True),
+        "every_n_steps": positive, "max_bytes": maybe(positive),
+        "ranks": st.sampled_from(["zero", "all"]) | st.lists(non_negative, min_size=1, max_size=3),
+    },
     "best_checkpoint": {**_kept, "metric": maybe(metrics), "throw_on_no_metric": st.booleans()},
     "checkpoint_saving": {"enabled": st.booleans(), **_shared, "preemption_signals": _signals},
     "debug_flag": {"enabled": st.booleans()},
@@ -261,7 +267,12 @@ LOGGERS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 }  # fmt: skip
 """The options of every logger."""
 
-REQUIRED = {"ema": {"decay"}, "early_stopping": {"patience"}, "gradient_skipping": {"threshold"}}
+REQUIRED = {
+    "act_save": {"include"},  # without it, `exclude` and `reduce` are refused
+    "ema": {"decay"},
+    "early_stopping": {"patience"},
+    "gradient_skipping": {"threshold"},
+}
 
 
 def options(

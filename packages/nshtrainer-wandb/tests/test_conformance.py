@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from importlib.metadata import distribution
-from importlib.util import find_spec
 
 import pytest
 
@@ -28,7 +28,6 @@ class SavingModule(TinyModule):
         return loss
 
 
-@pytest.mark.skipif(find_spec("nshutils") is None, reason="the extra actsave is not installed")
 class TestActSave(CallbackConformance):
     config = ActSaveConfig()
     syncs_every_step = True  # what is stored is copied to the host
@@ -38,6 +37,28 @@ class TestActSave(CallbackConformance):
 
     def manual_module(self):
         return SavingModule(optimizers=2)
+
+
+class TestActSaveOfModules(CallbackConformance):
+    config = ActSaveConfig(include=["*"], reduce=["mean", "histogram"])
+    syncs_every_step = True  # as above; see below for the steps between
+
+
+@pytest.mark.parametrize(("every_n_steps", "waits"), [(1, True), (1000, False)])
+def test_act_save_waits_for_the_device_at_stored_steps_only(tmp_path, every_n_steps, waits):
+    """Between them nothing does, though the module hands its loss over at each."""
+
+    class Stores(TestActSave):
+        config = ActSaveConfig(include=["*"], every_n_steps=every_n_steps)
+
+    kit = Stores()
+    expected = kit._syncs(tmp_path / "without", with_callbacks=False)
+    found = kit._syncs(tmp_path / "with", with_callbacks=True)
+    measured = sorted(found)  # the first step is not
+
+    assert len(measured) > 1
+    for step in measured:
+        assert bool(found[step] - expected.get(step, Counter())) is waits
 
 
 class WithWandb(CallbackConformance):

@@ -9,8 +9,6 @@ from lightning.pytorch import Trainer as LightningTrainer
 
 from nshtrainer import Trainer, create_callbacks
 
-nshutils = pytest.importorskip("nshutils", reason="the extra `actsave` is not installed")
-
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # new torch
 
 
@@ -56,10 +54,11 @@ def test_each_stage_is_stored_under_its_own_name(make_config, saving_model, batc
     trainer.predict(saving_model, batches)
 
     assert _stored(project / "nshtrainer_logs" / "r" / "activation") == {
-        "0000/train.input": 4,
-        "0000/validation.input": 10,  # twice all four, and two of the sanity check
-        "0001/test.input": 4,
-        "0002/predict.input": 4,
+        **dict.fromkeys(("0000/train.input", "0000/train.step"), 4),
+        # twice all four, and two of the sanity check
+        **dict.fromkeys(("0000/validation.input", "0000/validation.step"), 10),
+        **dict.fromkeys(("0001/test.input", "0001/test.step"), 4),
+        **dict.fromkeys(("0002/predict.input", "0002/predict.step"), 4),
     }
     assert _is_off()
 
@@ -75,7 +74,7 @@ def test_exception_closes_every_context(make_config, saving_model, batches, tmp_
     saving_model.fail_at = None
     Trainer(make_config()).fit(saving_model, batches)
 
-    assert _stored(tmp_path / "a") == {"0000/train.input": 2}
+    assert _stored(tmp_path / "a") == {"0000/train.input": 2, "0000/train.step": 2}
 
 
 def test_switched_off_it_leaves_no_trace(make_config, saving_model, batches, project: Path):
@@ -96,7 +95,7 @@ def test_act_save_of_the_user_stays_on(make_config, saving_model, batches, tmp_p
 
         assert ActSave.is_initialized
 
-    assert _stored(tmp_path / "mine") == {"0000/train.input": 4}
+    assert _stored(tmp_path / "mine") == {"0000/train.input": 4, "0000/train.step": 4}
 
 
 def test_works_on_a_plain_trainer(saving_model, batches, tmp_path: Path, caplog):
@@ -111,5 +110,5 @@ def test_works_on_a_plain_trainer(saving_model, batches, tmp_path: Path, caplog)
         trainer.fit(saving_model, batches)
 
     stored = _stored(tmp_path / "nshtrainer_logs" / "r" / "activation")
-    assert stored == {"0000/train.input": 4}
+    assert stored == {"0000/train.input": 4, "0000/train.step": 4}
     assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []

@@ -7,6 +7,8 @@ import pytest
 
 from nshtrainer import Trainer
 
+from .secrets import BY_CONTENT
+
 pytestmark = [
     pytest.mark.slow,  # a W&B run takes half a second to open
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),  # Lightning with new torch
@@ -72,3 +74,19 @@ def test_without_wandb_logger_the_user_is_told(make_config, model, batches, capl
         trainer.fit(model, batches)
 
     assert "no W&B logger" in caplog.text
+
+
+def test_secrets_are_named_in_the_log(make_config, model, batches, written, project: Path, caplog):
+    """What is left out in error is seen without looking for it, with how to see the rest."""
+    (project / "train.py").write_text("x = 1\n")
+    for number in range(7):
+        (project / f"call{number}.py").write_text(BY_CONTENT["github"])
+
+    with caplog.at_level(logging.WARNING, "nshtrainer_wandb"):
+        Trainer(make_config(loggers=[_logger()])).fit(model, batches)
+
+    assert "7 files look like secrets" in caplog.text
+    assert "call0.py (it holds a GitHub token)" in caplog.text
+    assert "nshtrainer wandb code" in caplog.text
+    (run,) = written()
+    assert run.artifacts["code"] == ["train.py"]

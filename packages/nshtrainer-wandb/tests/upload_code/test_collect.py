@@ -13,6 +13,8 @@ from nshtrainer_wandb.upload_code.collect import (
 )
 from nshtrainer_wandb.upload_code.secret_files import is_secret_file
 
+from .secrets import BY_CONTENT, BY_NAME, MARK
+
 
 def _write(root: Path, *paths: str, content: str = "x = 1\n") -> None:
     for path in paths:
@@ -108,7 +110,7 @@ def test_links_are_left_out(repository: Path, tmp_path: Path):
     (tmp_path / "outside.py").write_text("x = 1")
     (repository / "link.py").symlink_to(tmp_path / "outside.py")
 
-    assert collect(repository).left_out["link.py"] == "it is not a plain file"
+    assert collect(repository).left_out["link.py"] == "it is a link, or lies behind one"
 
 
 def test_sizes_are_capped(project: Path):
@@ -145,3 +147,97 @@ def test_repository_that_git_cannot_read_is_not_guessed_at(project: Path):
 def test_globs(path: str, pattern: str, expected: bool):
     """A pattern with a slash is compared with the path, one without with each part."""
     assert matches(path, [pattern]) is expected
+
+
+def test_every_planted_secret_is_left_out_with_its_reason(repository: Path):
+    """By name and by content, though tracked; the reason says which of the two."""
+    for path in BY_NAME:
+        _write(repository, path)
+    for number, content in enumerate(BY_CONTENT.values()):
+        _write(repository, f"pkg/s{number}.py", content=content)
+    _git(repository, "add", "-f", ".")
+
+    found = collect(repository)
+
+    by_content = {f"pkg/s{number}.py" for number in range(len(BY_CONTENT))}
+    assert set(found.secrets) == {*BY_NAME, *by_content}
+    assert {found.left_out[p] for p in BY_NAME} == {"its name is that of a secret"}
+    assert all(found.left_out[p].startswith("it holds ") for p in by_content)
+    assert not any(MARK in reason for reason in found.left_out.values())
+
+
+def test_folder_that_became_a_link_is_not_followed(repository: Path, tmp_path: Path):
+    """Git still lists the files that were tracked in it, and they would be read from elsewhere."""
+    _write(tmp_path / "elsewhere", "train.py", "data.bin")
+    (repository / "pkg").rename(tmp_path / "old")
+    (repository / "pkg").symlink_to(tmp_path / "elsewhere")
+
+    found = collect(repository)
+
+    assert found.left_out["pkg/train.py"] == "it is a link, or lies behind one"
+    assert "pkg" not in "".join(found.files)
+
+
+def test_root_behind_a_link_is_taken(repository: Path, tmp_path: Path):
+    """The folder that is named may be reached by a link; only links below it are refused."""
+    (tmp_path / "link").symlink_to(repository)
+
+    assert "pkg/train.py" in collect(tmp_path / "link").files
+
+
+def test_files_of_submodules_are_taken(repository: Path, tmp_path: Path):
+    """They are code of the run as well."""
+    _write(tmp_path / "lib", "lib.py")
+    identity = ("-c", "user.name=a", "-c", "user.email=a@example.com")
+    _git(tmp_path / "lib", "init", "-q")
+    _git(tmp_path / "lib", "add", ".")
+    _git(tmp_path / "lib", *identity, "commit", "-qm", "x")
+    allow = ("-c", "protocol.file.allow=always")
+    _git(repository, *allow, "submodule", "add", "-q", str(tmp_path / "lib"), "lib")
+
+    assert "lib/lib.py" in collect(repository).files
+
+
+def test_archives_are_left_out(repository: Path):
+    """What is inside could not be searched."""
+    _write(repository, "backup.tar.gz")
+    _git(repository, "add", ".")
+
+    assert "archive" in collect(repository).left_out["backup.tar.gz"]
+
+
+def test_file_that_is_tracked_and_gone_is_named(repository: Path):
+    """Deleted in the working tree, it is no reason to fail."""
+    (repository / "tracked.txt").unlink()
+
+    assert collect(repository).left_out["tracked.txt"] == "it is not there"
+
+
+def test_git_is_asked_about_the_folder_though_the_environment_names_another(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A program that a git hook starts has GIT_DIR set."""
+    _git(tmp_path, "init", "-q", "--bare", "other")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other"))
+
+    assert "pkg/train.py" in collect(repository).files
+
+
+def test_repository_without_git_installed_is_not_guessed_at(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What is ignored cannot be known then; the message says what to do."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(SourceUnknownError, match=r"git.* is not installed; install it, or set"):
+        collect(repository)
+
+
+def test_folder_without_repository_needs_no_git(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Source files are found without it."""
+    _write(project, "a.py")
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert list(collect(project).files) == ["a.py"]

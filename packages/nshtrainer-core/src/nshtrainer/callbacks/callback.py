@@ -9,11 +9,11 @@ from typing_extensions import override
 
 from .base import CallbackConfigBase
 
-__all__ = ["ConfiguredCallback", "resolve_config", "silence_unused_hooks"]
+__all__ = ["HOT_HOOKS", "ConfiguredCallback", "resolve_config", "silence_unused_hooks"]
 
 C = TypeVar("C", bound=CallbackConfigBase)
 
-_HOT_HOOKS = (
+HOT_HOOKS = (
     "on_after_backward",
     "on_before_backward",
     "on_before_optimizer_step",
@@ -35,7 +35,7 @@ def silence_unused_hooks(callback: Callback, *unused: str) -> None:
     Lightning skips what is not callable; otherwise it walks, profiles and calls every empty method
     at every batch.
     """
-    for hook in _HOT_HOOKS:
+    for hook in HOT_HOOKS:
         if getattr(type(callback), hook) is getattr(Callback, hook):
             callback.__dict__[hook] = None
     for hook in unused:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from lightning.fabric.loggers.logger import (
@@ -143,7 +145,8 @@ class LateWandbLogger(WandbLogger):
             log.info("logging to the open W&B run %s, which is left open", wandb.run.id)
             self._described = _description(wandb.run)
             return wandb.run
-        run = self._init()
+        with _without_secret_arguments():
+            run = self._init()
         self._described = _description(run)
         LateWandbLogger._active = self
         # The x-axis that Lightning's logger writes
@@ -228,6 +231,17 @@ def _description(run: Run) -> dict[str, Any]:
         "url": run.url,
         "is_offline": run.offline,
     }
+
+
+@contextmanager
+def _without_secret_arguments() -> Generator[None]:
+    """W&B records the program's arguments as they are; inside, `--api-key=...` is `[redacted]`."""
+    before = sys.argv
+    sys.argv = [*before[:1], *redact(before[1:], known=secrets_in_environment())]
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def _plain(value: Any) -> Any:

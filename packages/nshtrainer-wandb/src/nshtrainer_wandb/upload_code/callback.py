@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
@@ -14,9 +13,8 @@ from typing_extensions import override
 
 from nshtrainer.callbacks.base import CallbackConfigBase
 from nshtrainer.callbacks.callback import ConfiguredCallback
-from nshtrainer.run.redaction import secrets_in_environment
 
-from .collect import Selection, collect, find_root
+from .collect import Selection, read_plain_file, select
 from .config import WandbUploadCodeCallbackConfig
 
 if TYPE_CHECKING:
@@ -25,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["WandbUploadCodeCallback"]
 
 log = logging.getLogger(__name__)
+
+_NAMED: Final = 5
 
 
 class WandbUploadCodeCallback(ConfiguredCallback[WandbUploadCodeCallbackConfig]):
@@ -65,19 +65,17 @@ class WandbUploadCodeCallback(ConfiguredCallback[WandbUploadCodeCallbackConfig])
             log.warning("the source code is not uploaded to W&B: %s", error)
 
     def _upload(self, run: Run) -> None:
-        root = self.config.directory or find_root(Path.cwd())
-        selection = self.selection(root)
-        for path, reason in selection.left_out.items():
-            log.debug("%s is not uploaded: %s", path, reason)
+        root, selection = select(self.config)
+        _say_what_stays(selection)
         if not selection.files:
             log.warning("no source code is uploaded to W&B: none was found in %s", root)
             return
-        # `log_code` walks all it is shown, so it is shown the chosen files only.
+        # `log_code` walks all it is shown, so it is shown copies of the chosen files only.
         with tempfile.TemporaryDirectory(prefix="nshtrainer-code-") as folder:
-            for path in selection.files:
+            for path, size in selection.files.items():
                 copy = Path(folder, path)
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(root / path, copy)
+                copy.write_bytes(read_plain_file(root, path, max_bytes=size))
             run.log_code(folder, include_fn=lambda _: True, exclude_fn=lambda _: False)
         log.info(
             "the source code is uploaded to W&B: %d files, %.0f kB, from %s (%d left out)",
@@ -87,18 +85,24 @@ class WandbUploadCodeCallback(ConfiguredCallback[WandbUploadCodeCallbackConfig])
             len(selection.left_out),
         )
 
-    def selection(self, root: Path) -> Selection:
-        """Return what would be uploaded from *root*; nothing is sent.
+    def selection(self, root: Path | None = None) -> Selection:
+        """Return what would be uploaded from *root*, by default the configured place; nothing is sent.
 
         Raises:
             SourceUnknownError: See `collect`.
         """
-        config = self.config
-        return collect(
-            root,
-            include=config.include,
-            exclude=config.exclude,
-            max_file_bytes=config.max_file_bytes,
-            max_total_bytes=config.max_total_bytes,
-            known_secrets=secrets_in_environment(),
-        )
+        return select(self.config, root)[1]
+
+
+def _say_what_stays(selection: Selection) -> None:
+    for path, reason in selection.left_out.items():
+        log.debug("%s is not uploaded: %s", path, reason)
+    if not selection.secrets:
+        return
+    named = [f"{path} ({selection.left_out[path]})" for path in selection.secrets[:_NAMED]]
+    log.warning(
+        "%d files look like secrets and are not uploaded to W&B: %s%s; `nshtrainer wandb code` lists all",
+        len(selection.secrets),
+        ", ".join(named),
+        ", ..." if len(selection.secrets) > _NAMED else "",
+    )

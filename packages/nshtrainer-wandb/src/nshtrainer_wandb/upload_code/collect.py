@@ -9,17 +9,32 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nshtrainer.errors import NshTrainerError
+from nshtrainer.run.redaction import secrets_in_environment
 
-from .secret_files import holds_secret, is_secret_file
+from .secret_contents import find_secret
+from .secret_files import is_archive, is_secret_file
 
-__all__ = ["Selection", "SourceUnknownError", "collect", "find_root", "matches"]
+if TYPE_CHECKING:
+    from .config import WandbUploadCodeCallbackConfig
+
+__all__ = [
+    "FileRefusedError",
+    "Selection",
+    "SourceUnknownError",
+    "collect",
+    "find_root",
+    "matches",
+    "read_plain_file",
+    "select",
+]
 
 log = logging.getLogger(__name__)
 
 _GIT_TIMEOUT_S: Final = 30
+_GIT_POINTERS: Final = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 _MAX_WALKED: Final = 100_000
 """Directory entries after which a folder without git is too large to be source code."""
 
@@ -50,6 +65,10 @@ class SourceUnknownError(NshTrainerError, RuntimeError):
     """It cannot be told which files are source code; nothing should be uploaded then."""
 
 
+class FileRefusedError(NshTrainerError, ValueError):
+    """A file is not uploaded; the message is the reason, without the file's name."""
+
+
 @dataclass
 class Selection:
     """What is uploaded, and what is not and why."""
@@ -59,6 +78,14 @@ class Selection:
 
     left_out: dict[str, str] = field(default_factory=dict[str, str])
     """Path -> reason."""
+
+    secrets: list[str] = field(default_factory=list[str])
+    """Those of `left_out` that look like secrets."""
+
+    def leave_out_secret(self, path: str, reason: str) -> None:
+        """Note that *path* is not uploaded because it is, or holds, a secret."""
+        self.left_out[path] = reason
+        self.secrets.append(path)
 
 
 def collect(
@@ -72,9 +99,10 @@ def collect(
 ) -> Selection:
     """Choose the files below *root* to upload.
 
-    In a git repository: what is tracked, and source files that are neither tracked nor ignored.
-    Elsewhere, and where git ignores *root* itself: source files, without hidden folders,
-    environments and caches.
+    In a git repository: what is tracked, in submodules too, and source files that are neither tracked
+    nor ignored. Elsewhere, and where git ignores *root* itself: source files, without hidden folders,
+    environments and caches. Never: links, what lies behind links, archives, and what looks like a
+    secret by its name or by what is in it.
 
     Args:
         root: A directory.
@@ -95,13 +123,47 @@ def collect(
         if matches(path, exclude):
             selection.left_out[path] = "excluded"
             continue
-        reason = _objection(root / path, path, max_file_bytes, known_secrets)
-        if reason is None:
-            selection.files[path] = (root / path).stat().st_size
+        if is_secret_file(path):
+            selection.leave_out_secret(path, "its name is that of a secret")
+            continue
+        try:
+            content = read_plain_file(root, path, max_file_bytes)
+        except FileRefusedError as error:
+            selection.left_out[path] = str(error)
+            continue
+        if (secret := find_secret(content, known_secrets)) is not None:
+            selection.leave_out_secret(path, f"it holds {secret}")
         else:
-            selection.left_out[path] = reason
+            selection.files[path] = len(content)
     _shrink(selection, max_total_bytes)
     return selection
+
+
+def select(
+    config: WandbUploadCodeCallbackConfig, directory: Path | None = None
+) -> tuple[Path, Selection]:
+    """Return from where, and what, a run with *config* would upload; nothing is sent.
+
+    Args:
+        config: Its patterns and sizes.
+        directory: Comes before the configuration's; both None is the root of the git repository around
+            the current directory, or that directory if there is none.
+
+    Raises:
+        SourceUnknownError: See `collect`; or the directory is none.
+    """
+    chosen = directory or config.directory
+    root = find_root(Path.cwd()) if chosen is None else chosen.expanduser().absolute()
+    if not root.is_dir():
+        raise SourceUnknownError(f"{root} is no folder; give the one of the source code")
+    return root, collect(
+        root,
+        include=config.include,
+        exclude=config.exclude,
+        max_file_bytes=config.max_file_bytes,
+        max_total_bytes=config.max_total_bytes,
+        known_secrets=secrets_in_environment(),
+    )
 
 
 def find_root(directory: Path) -> Path:
@@ -133,7 +195,7 @@ def matches(path: str, patterns: Iterable[str]) -> bool:
 def _candidates(root: Path, *, takes_any_kind: bool) -> Iterator[str]:
     is_in_git = (find_root(root) / ".git").exists()
     if is_in_git and not _is_ignored(root):
-        yield from _git_files(root, "--cached")
+        yield from _git_files(root, "--cached", "--recurse-submodules")
         untracked = _git_files(root, "--others", "--exclude-standard")
         yield from (p for p in untracked if takes_any_kind or _is_source(p))
         return
@@ -146,7 +208,9 @@ def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     Raises:
         SourceUnknownError: It is missing or does not answer.
     """
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
+    # A program that git itself has started, a hook say, is pointed to git's own repository.
+    environment = {k: v for k, v in os.environ.items() if k not in _GIT_POINTERS}
+    environment |= {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
     command = ["git", "-C", os.fspath(root), *arguments]
     try:
         return subprocess.run(  # noqa: S603 -- arguments are ours
@@ -157,6 +221,11 @@ def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
             check=False,
             stdin=subprocess.DEVNULL,
         )
+    except FileNotFoundError as error:
+        raise SourceUnknownError(
+            f"{root} is in a git repository, and git, which knows what it ignores, is not installed; "
+            "install it, or set `directory` to a copy of the source code outside of the repository"
+        ) from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SourceUnknownError(f"git cannot be asked about {root}: {error}") from error
 
@@ -206,20 +275,27 @@ def _is_source(path: str) -> bool:
     return os.path.splitext(name)[1] in _SUFFIXES or name in _NAMES or is_requirements
 
 
-def _objection(file: Path, path: str, max_bytes: int, known_secrets: Sequence[str]) -> str | None:
-    """Why *file* is not uploaded, if it is not."""
-    if is_secret_file(path):
-        return "its name is that of a secret"
-    if file.is_symlink() or not file.is_file():  # a link may lead anywhere; a submodule is a folder
-        return "it is not a plain file"
+def read_plain_file(root: Path, path: str, max_bytes: int) -> bytes:
+    """Return what is in *path* below *root*, if no link leads to it.
+
+    Raises:
+        FileRefusedError: It is a link or lies behind one, is no plain file, is larger than *max_bytes*, or
+            cannot be read; the message says which.
+    """
+    file = root / path
+    # A folder of a tracked file may have become a link, which leads anywhere.
+    if os.path.realpath(file) != os.path.join(os.path.realpath(root), *path.split("/")):
+        raise FileRefusedError("it is a link, or lies behind one")
     try:
+        if not file.is_file():  # a submodule is a folder; what git tracks may be gone
+            raise FileRefusedError("it is no plain file" if file.exists() else "it is not there")
         if (size := file.stat().st_size) > max_bytes:
-            return f"it has {size} bytes, more than {max_bytes}"
-        if holds_secret(file.read_bytes(), known_secrets):
-            return "it holds a private key, or a secret of the environment"
+            raise FileRefusedError(f"it has {size} bytes, more than {max_bytes}")
+        if is_archive(path):
+            raise FileRefusedError("it is an archive, which cannot be searched for secrets")
+        return file.read_bytes()
     except OSError as error:
-        return f"it cannot be read ({error.strerror})"
-    return None
+        raise FileRefusedError(f"it cannot be read ({error.strerror})") from error
 
 
 def _shrink(selection: Selection, max_total_bytes: int) -> None:

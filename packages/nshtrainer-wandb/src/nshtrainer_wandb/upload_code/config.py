@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from nshtrainer.trainer.config import TrainerConfig
 
-__all__ = ["Glob", "WandbUploadCodeCallbackConfig"]
+__all__ = ["PathGlob", "WandbUploadCodeCallbackConfig"]
 
-Glob = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+PathGlob = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 """A pattern of paths: `*` and `?` match any characters, `/` included; one without `/` is compared
 with each part of the path, so that `data` stands for everything below any folder of that name."""
 
@@ -30,7 +30,8 @@ class WandbUploadCodeCallbackConfig(CallbackConfigBase):
 
     In a git repository: what git tracks, and source files that it neither tracks nor ignores.
     Elsewhere: source files, without hidden folders, environments and caches. Files that look like
-    secrets (`.env`, keys, credentials) are never uploaded. Needs a W&B logger.
+    secrets, by their name (`.env`) or by what is in them (keys, tokens, passwords), are never uploaded;
+    they are named in the log, and by `nshtrainer wandb code`. Needs a W&B logger.
     """
 
     name: Literal["wandb_upload_code"] = "wandb_upload_code"
@@ -42,10 +43,10 @@ class WandbUploadCodeCallbackConfig(CallbackConfigBase):
     """What is uploaded; None is the root of the git repository around the current directory, or the
     current directory if there is none."""
 
-    include: list[Glob] | None = None
+    include: list[PathGlob] | None = None
     """Upload the files that match one of these, whatever their kind; what git ignores stays out."""
 
-    exclude: list[Glob] = Field(default_factory=list[Glob])
+    exclude: list[PathGlob] = Field(default_factory=list[PathGlob])
     """Leave out the files that match one of these."""
 
     max_file_bytes: PositiveInt = 1_000_000

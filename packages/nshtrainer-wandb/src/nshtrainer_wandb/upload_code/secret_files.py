@@ -1,13 +1,11 @@
-"""Files that are never uploaded, by their name or by what is in them."""
+"""Files that are never uploaded because of their name."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Final
 
-__all__ = ["holds_secret", "is_secret_file"]
+__all__ = ["is_archive", "is_secret_file"]
 
 # Compared with the file's name in lower case.
 # fmt: off
@@ -23,7 +21,7 @@ _NAMES: Final = (
     "service-account*.json", "service_account*.json", "token", "token.json", "token.txt",
     "tokens.json", "*_token.txt", "*-token.txt", "api_key*", "api-key*", "apikey*", "*_api_key.*",
     "*.apikey", "passwords.*", "password.*", "passwd", "kubeconfig*", "*.kubeconfig", "*.tfstate",
-    "*.tfstate.backup", "*.tfvars",
+    "*.tfstate.backup", "*.tfvars", "kaggle.json", "*.pgpass", "adminsdk*.json", "*-adminsdk-*.json",
 )
 # fmt: on
 _HARMLESS: Final = (".env.example", ".env.sample", ".env.template", ".env.dist")
@@ -35,9 +33,11 @@ _FOLDERS: Final = frozenset(
     }
 )
 # fmt: on
-_PRIVATE_KEY: Final = re.compile(
-    rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----\s+[A-Za-z0-9+/=]"
+# fmt: off
+_ARCHIVES: Final = (
+    ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar", ".whl", ".jar", ".egg",
 )
+# fmt: on
 
 
 def is_secret_file(path: str) -> bool:
@@ -48,8 +48,6 @@ def is_secret_file(path: str) -> bool:
     return not _FOLDERS.isdisjoint(folders) or any(fnmatchcase(name, wanted) for wanted in _NAMES)
 
 
-def holds_secret(content: bytes, known: Sequence[str] = ()) -> bool:
-    """Whether *content* has a private key in it, or one of the texts *known* to be secret."""
-    if _PRIVATE_KEY.search(content):
-        return True
-    return any(text.encode() in content for text in known if text)
+def is_archive(path: str) -> bool:
+    """Whether *path* is that of a compressed file, in which no secret could be found."""
+    return path.lower().endswith(_ARCHIVES)
