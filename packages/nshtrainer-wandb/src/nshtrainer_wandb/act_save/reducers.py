@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from nshtrainer_wandb.watch.histogram import bin_counts
+from nshtrainer_wandb.watch.histogram import count_histograms
 
 from .config import Reducer
 
@@ -52,6 +52,6 @@ def reduced(name: str, tensor: Tensor, reducers: Sequence[Reducer]) -> Iterator[
             yield f"{name}.mean", values.mean()
         elif reducer == "l2_norm":
             yield f"{name}.l2_norm", torch.linalg.vector_norm(values)  # pyright: ignore[reportUnknownMemberType] -- torch has no type for it
-        elif (counted := bin_counts(values)) is not None:
-            yield f"{name}.histogram.counts", counted[0]
-            yield f"{name}.histogram.edges", counted[1]
+        elif (counted := count_histograms({name: values}).get(name)) is not None:
+            yield f"{name}.histogram.counts", torch.tensor(counted.counts)
+            yield f"{name}.histogram.edges", torch.tensor(counted.edges)
