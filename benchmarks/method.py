@@ -66,7 +66,7 @@ class Settings:
     @classmethod
     def quick(cls) -> Settings:
         """Few short rounds: enough to see that a benchmark runs, not for a verdict."""
-        return cls(rounds=2, warmups=1, sample_s=0.002, attempts=1, is_quick=True)
+        return cls(rounds=2, warmups=0, sample_s=0.002, attempts=1, is_quick=True)
 
 
 @dataclass(frozen=True)
