@@ -47,6 +47,8 @@ def overhead(settings: Settings) -> Iterator[Comparison]:
                 samplers={name: mean_step(make, net, steps) for name, make in trainers.items()},
                 limits=limits if "deep" in net else {},
             )
+            if settings.is_quick and "deep" in net:
+                continue  # seen to run on the other net; each run of W&B takes seconds
             yield Comparison(
                 case=f"{net}: a step, with W&B",
                 baseline=next(iter(WITH_WANDB)),

@@ -21,7 +21,7 @@ else:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*LeafSpec.*:FutureWarning")
-@pytest.mark.parametrize(("method", "fits"), [("optimizer_step", 8), ("hooks", 2)])
+@pytest.mark.parametrize(("method", "fits"), [("optimizer_step", 5), ("hooks", 2)])
 def test_fits_with_wandb_leave_nothing_behind(
     method, fits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
