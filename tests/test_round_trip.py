@@ -31,7 +31,7 @@ from nshtrainer.trainer.config import SLOTS
 pytestmark = pytest.mark.filterwarnings("ignore:`plugins:UserWarning")  # names of nothing
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-deep = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+deep = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 
 # ---- a third-party callback --------------------------------------------------------------------
 

@@ -129,7 +129,6 @@ def same(one: Any, other: Any) -> bool:
     [
         ("ddp", "skip", "fused"),
         ("unsynced", "clip", "plain"),
-        ("fsdp2", "skip", "plain"),
         ("fsdp2", "skip", "fused"),
     ],
 )

@@ -444,6 +444,6 @@ def test_fits_one_after_another_leave_nothing_behind(batches, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_hundred_fits_leave_nothing_behind(batches, tmp_path: Path):
+def test_many_fits_leave_nothing_behind(batches, tmp_path: Path):
     """The same, longer."""
-    _trains_without_leaks(100, batches, tmp_path)
+    _trains_without_leaks(50, batches, tmp_path)
