@@ -185,7 +185,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     },
     "epoch_timer": {
         "log_step_times": st.booleans(), "log_throughput": st.booleans(), "log_eta": st.booleans(),
-        "synchronize_device": st.booleans(),
+        "synchronize_device": st.booleans(), "prog_bar": st.booleans(),
     },
     "finite_checks": {
         "nonfinite_grads": actions, "none_grads": actions, "nonfinite_loss": actions,
@@ -200,7 +200,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         # What belongs to one policy or action.
         "sigmas": st.none(), "statistics_decay": st.none(), "window": st.none(), "percentile": st.none(),
         "percentile_factor": st.none(), "warmup_steps": st.none(), "max_consecutive": st.none(),
-        "hold_scheduler": st.just(False),
+        "hold_scheduler": st.just(False), "prog_bar": st.booleans(),
     },
     "last_checkpoint": {
         **_kept, "save_on_time_interval": maybe(durations), "on_train_end": st.booleans(),
@@ -223,7 +223,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
             for what in ("grad_norm", "param_norm", "update_norm", "update_ratio", "moment_norm")
             for per in ("", "_per_param", "_per_module")
         },
-        "module_depth": positive,
+        "module_depth": positive, "prog_bar": st.booleans(),
         # What needs single norms.
         "include": st.none(), "exclude": st.just([]),
     },
