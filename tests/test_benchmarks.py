@@ -40,7 +40,9 @@ NAMES = (
     "cuda",
     "norms",
 )
-ON_ANY_MACHINE = tuple(name for name in NAMES if name != "cuda")  # which compares nothing without one
+ON_ANY_MACHINE = tuple(
+    name for name in NAMES if name != "cuda"
+)  # which compares nothing without one
 
 
 def samples(*seconds: float) -> list[method.Sample]:
