@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -238,3 +241,24 @@ def make_config() -> Callable[..., TrainerConfig]:
         return TrainerConfig.model_validate({**quiet, **fields})
 
     return make
+
+
+@pytest.fixture
+def run_script(project: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a script of two ranks in the project's folder, and expects it to end well."""
+
+    def run(script: str, *launcher: str) -> subprocess.CompletedProcess[str]:
+        (project / "train.py").write_text(script)
+        done = subprocess.run(
+            [sys.executable, *launcher, "train.py"],
+            cwd=project,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done
+
+    return run

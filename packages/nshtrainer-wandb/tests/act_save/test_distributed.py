@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,22 +55,10 @@ def _stored(folder: Path) -> dict[str, list[float]]:
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_chosen_ranks_store_each_in_its_own_folder(project: Path):
+def test_chosen_ranks_store_each_in_its_own_folder(project: Path, run_script):
     """All, the first or some of them; outputs of modules and what the model hands over alike."""
-    (project / "train.py").write_text(SCRIPT)
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"]
+    done = run_script(SCRIPT, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=project,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-    assert done.returncode == 0, done.stderr[-3000:]
     names = ("train.layer", "train.mine")
     steps = {"train.step": [0.0, 1.0, 2.0, 3.0]}
     zero, one = ({**dict.fromkeys(names, [float(r)] * 4), **steps} for r in (0, 1))

@@ -1,10 +1,5 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 SCRIPT = """
@@ -33,22 +28,10 @@ print("DONE", trainer.global_rank, trainer.config.run.id, trainer.global_step, f
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_two_ranks_make_one_run(project: Path, written):
+def test_two_ranks_make_one_run(written, run_script):
     """Rank zero alone opens the run, watches and uploads; both ranks know its id and go on."""
-    (project / "train.py").write_text(SCRIPT)
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"]
+    done = run_script(SCRIPT, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=project,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-    assert done.returncode == 0, done.stderr[-3000:]
     (run,) = written()
     ends = sorted(line for line in done.stdout.splitlines() if line.startswith("DONE"))
     assert ends == [f"DONE {rank} {run.id} 4" for rank in (0, 1)]

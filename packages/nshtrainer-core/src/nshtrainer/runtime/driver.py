@@ -7,11 +7,12 @@ callbacks and before checkpoints, so that what they monitor is there, and is gon
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from typing_extensions import override
 
+from nshtrainer.callbacks.callback import HOT_HOOKS
 from nshtrainer.runtime.gradients import GradientPipeline
 from nshtrainer.runtime.step_metrics import StepMetrics, fetch, is_logging_step
 
@@ -22,22 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["RuntimeCallback", "attach", "find_driver"]
 
 log = logging.getLogger(__name__)
-
-# Called once per batch. Lightning passes over what is not callable; an empty method costs time.
-_HOT_HOOKS: Final = (
-    "on_train_batch_start",
-    "on_train_batch_end",
-    "on_before_backward",
-    "on_after_backward",
-    "on_before_optimizer_step",
-    "on_before_zero_grad",
-    "on_validation_batch_start",
-    "on_validation_batch_end",
-    "on_test_batch_start",
-    "on_test_batch_end",
-    "on_predict_batch_start",
-    "on_predict_batch_end",
-)
 
 
 def attach(trainer: Trainer, owner: str) -> RuntimeCallback:
@@ -160,7 +145,7 @@ class RuntimeCallback(Callback):
             wanted |= {"on_before_optimizer_step", "on_train_batch_end"}
         if self.step_metrics.used:
             wanted.add("on_train_batch_end")
-        for hook in _HOT_HOOKS:
+        for hook in HOT_HOOKS:
             if hook in wanted:
                 self.__dict__.pop(hook, None)
             else:
@@ -175,7 +160,7 @@ class _Closer(Callback):
 
     def __init__(self, driver: RuntimeCallback) -> None:
         self._driver = driver
-        self.__dict__.update(dict.fromkeys(_HOT_HOOKS))
+        self.__dict__.update(dict.fromkeys(HOT_HOOKS))
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

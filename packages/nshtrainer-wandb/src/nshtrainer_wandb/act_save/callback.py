@@ -248,35 +248,8 @@ class ActSaveCallback(ConfiguredCallback[ActSaveConfig]):
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
         self._end()
 
-    @override
-    def on_test_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._start(trainer, batch_idx)
-
-    @override
-    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self._end()
-
-    @override
-    def on_predict_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._start(trainer, batch_idx)
-
-    @override
-    def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self._end()
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     @override
     def on_before_backward(

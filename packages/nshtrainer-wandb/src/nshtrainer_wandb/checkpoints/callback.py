@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import WandbLogger
 from typing_extensions import override
 
 from nshtrainer.callbacks.base import CallbackConfigBase
 from nshtrainer.callbacks.callback import ConfiguredCallback
+from nshtrainer_wandb.logger.finding import find_wandb_logger
 
 from .config import WandbCheckpointsCallbackConfig
 from .uploads import CheckpointUploads
@@ -58,12 +58,8 @@ class WandbCheckpointsCallback(ConfiguredCallback[WandbCheckpointsCallbackConfig
         is_off = not self.config.enabled or trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType] -- set by Lightning's connector
         if is_off or not trainer.is_global_zero:
             return
-        logger = next((item for item in trainer.loggers if isinstance(item, WandbLogger)), None)
+        logger = find_wandb_logger(trainer, "the callback 'wandb_checkpoints' uploads nothing")
         if logger is None:
-            log.warning(
-                "the callback 'wandb_checkpoints' uploads nothing: the trainer has no W&B logger; "
-                "add one, or remove the callback"
-            )
             return
         run = cast("Run", logger.experiment)
         if not run.disabled:

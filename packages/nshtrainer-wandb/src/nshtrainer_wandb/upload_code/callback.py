@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from typing_extensions import override
 
 from nshtrainer.callbacks.base import CallbackConfigBase
 from nshtrainer.callbacks.callback import ConfiguredCallback
+from nshtrainer_wandb.logger.finding import find_wandb_logger
 
 from .collect import Selection, read_plain_file, select
 from .config import WandbUploadCodeCallbackConfig
@@ -48,12 +48,8 @@ class WandbUploadCodeCallback(ConfiguredCallback[WandbUploadCodeCallbackConfig])
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not self.config.enabled or trainer.fast_dev_run or not trainer.is_global_zero:  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType] -- set by Lightning's connector
             return
-        logger = next((item for item in trainer.loggers if isinstance(item, WandbLogger)), None)
+        logger = find_wandb_logger(trainer, "the callback 'wandb_upload_code' uploads nothing")
         if logger is None:
-            log.warning(
-                "the callback 'wandb_upload_code' uploads nothing: the trainer has no W&B logger; "
-                "add one, or remove the callback"
-            )
             return
         run = cast("Run", logger.experiment)
         if getattr(run, "disabled", False) or run.id == self._uploaded_to:

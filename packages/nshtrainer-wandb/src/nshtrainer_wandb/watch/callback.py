@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -17,6 +16,7 @@ from nshtrainer.runtime.driver import attach
 from nshtrainer.runtime.gradients import GradientStep
 from nshtrainer.runtime.optimizer_hooks import plain_name
 from nshtrainer.runtime.step_metrics import batches_that_stepped
+from nshtrainer_wandb.logger.finding import find_wandb_logger
 
 from .config import WandbWatchCallbackConfig
 from .histogram import count_histograms, is_sharded
@@ -54,19 +54,15 @@ class WandbWatchCallback(ConfiguredCallback[WandbWatchCallbackConfig]):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._forget()
-        if stage == "fit" and self._is_wanted(trainer) and _logger_of(trainer) is not None:
+        if stage == "fit" and self._is_wanted(trainer) and find_wandb_logger(trainer) is not None:
             attach(trainer, self.state_key)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._is_wanted(trainer):
             return
-        if (logger := _logger_of(trainer)) is None:
-            if trainer.is_global_zero:
-                log.warning(
-                    "the callback 'wandb_watch' records nothing: the trainer has no W&B logger; add "
-                    "one, or remove the callback"
-                )
+        logger = find_wandb_logger(trainer, "the callback 'wandb_watch' records nothing")
+        if logger is None:
             return
         choose = getattr(pl_module, "wandb_log_module", None)
         module = cast("nn.Module | None", choose() if callable(choose) else None) or pl_module
@@ -228,7 +224,3 @@ _NOTHING_WATCHED: dict[str, Any] = {
     "_run": None, "_module": None, "_hooked": None, "_index": -1, "_listens": False,
     "_log_gradients": False, "_log_parameters": False, "_has_failed": False,
 }  # fmt: skip
-
-
-def _logger_of(trainer: Trainer) -> WandbLogger | None:
-    return next((item for item in trainer.loggers if isinstance(item, WandbLogger)), None)
