@@ -92,6 +92,26 @@ def test_offenders_are_named_where_gradients_come_and_go(poisoned, make_trainer,
     assert any("in second.weight, second.bias." in message for message in warnings(caplog))
 
 
+def test_the_first_finding_is_named_however_many_come_later(
+    poisoned, make_trainer, caplog, monkeypatch
+):
+    """Steps are looked at a few at a time; what a later look finds does not replace it."""
+    monkeypatch.setattr("nshtrainer_monitoring.finite_checks.findings._HELD", 2)
+
+    class Wanders(poisoned):
+        def on_after_backward(self):
+            self.layer = "second" if self.trainer.global_step < 3 else "first"
+            super().on_after_backward()
+
+    trainer = make_trainer(FiniteChecksCallback(), log_every_n_steps=6, max_epochs=2)
+
+    trainer.fit(Wanders(at={1, 4, 5}))
+
+    message = warnings(caplog)[0]
+    assert message.startswith("3 optimizer steps had NaN or Inf gradients")
+    assert "the first one at step 1, in second.weight, second.bias." in message
+
+
 def test_findings_after_the_last_logging_step_are_reported(poisoned, make_trainer, caplog):
     """What was found last is reported when training ends."""
     make_trainer(FiniteChecksCallback(), log_every_n_steps=50).fit(poisoned(at={5}))

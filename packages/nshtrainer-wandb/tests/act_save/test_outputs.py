@@ -140,6 +140,27 @@ def test_outputs_are_those_of_the_modules(batches, tmp_path: Path):
     np.testing.assert_array_equal(stored["train.heads.rest.0"][3], 2 * stored["train.heads.a"][3])
 
 
+def test_outputs_of_test_and_prediction_are_stored_at_every_nth_batch(batches, tmp_path: Path):
+    """Each call under its stage's name, by the same rule as in training."""
+
+    class Tested(Net):
+        def test_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+            self(batch)
+
+    callback = ActSaveCallback(save_dir=tmp_path, include=["encoder"], every_n_steps=2)
+    trainer = LightningTrainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, callbacks=[callback]
+    )
+    model = Tested()
+    trainer.test(model, batches, verbose=False)
+    trainer.predict(model, batches)
+
+    counts = {name: len(values) for name, values in _stored(tmp_path).items()}
+    stored = (f"{s}.{n}" for s in ("test", "predict") for n in ("encoder", "step"))
+    assert counts == dict.fromkeys(stored, 2)
+    assert _num_hooks(model) == 0
+
+
 def test_exclude_leaves_modules_out(batches, tmp_path: Path):
     """`exclude` wins over `include`."""
     stored = _fit(Net(), batches, tmp_path, include=["encoder*"], exclude=["encoder.*"])
