@@ -444,14 +444,24 @@ trainer.fit(TinyModule(), datamodule=TinyDataModule())
 Path(sys.argv[1], f"rank{trainer.global_rank}").write_text(trainer.config.run.id + " " + trainer.default_root_dir)
 """
 
+AT_EXIT = """
+import atexit
+from torch import distributed
+atexit.register(lambda: print("open at exit:", distributed.is_initialized(), flush=True))
+"""
+"""Registered before all others, so that it is called after them."""
+
 
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
 def test_all_ranks_share_one_run(tmp_path: Path, launcher: str):
-    """Without an id in the config, both ranks get the one that rank zero made: one run folder."""
+    """Without an id in the config, both ranks get the one that rank zero made: one run folder.
+
+    At exit the process group is closed, since gloo's threads may abort a process that shuts down.
+    """
     script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(RANKS))
+    script.write_text(AT_EXIT + textwrap.dedent(RANKS))
     command = (
         [sys.executable]
         if launcher == "lightning"
@@ -463,6 +473,7 @@ def test_all_ranks_share_one_run(tmp_path: Path, launcher: str):
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("open at exit: False") == 2
     ranks = [(tmp_path / "out" / f"rank{i}").read_text() for i in range(2)]
     assert ranks[0] == ranks[1]
     assert len(list((tmp_path / "out" / "nshtrainer_logs").glob("[!.]*"))) == 1

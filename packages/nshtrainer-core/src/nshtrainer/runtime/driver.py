@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from nshtrainer.callbacks.callback import HOT_HOOKS
 from nshtrainer.runtime.gradients import GradientPipeline
+from nshtrainer.runtime.process_group import close_at_exit
 from nshtrainer.runtime.step_metrics import StepMetrics, fetch, is_logging_step
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def attach(trainer: Trainer, owner: str) -> RuntimeCallback:
     """
     driver = find_driver(trainer)
     if driver is None:
+        close_at_exit()
         driver = RuntimeCallback()
         # A new list: Lightning is iterating over the present one, which is the caller's own.
         callbacks = _callbacks(trainer)

@@ -26,6 +26,7 @@ from nshtrainer.plugins.policy import using_policy
 from nshtrainer.run.environment import EnvironmentSnapshot
 from nshtrainer.run.redaction import redact
 from nshtrainer.runtime import driver
+from nshtrainer.runtime.process_group import close_at_exit
 from nshtrainer.runtime.step_metrics import batches_that_stepped
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class RunRecord(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        close_at_exit()
         self.config.run.settle(trainer)
         _check_ranks_agree(trainer)
         if stage != "fit" or self.config.barebones or self.config.fast_dev_run:
