@@ -47,6 +47,10 @@ BY_FORM = {
     "flag": f"train.py --hf-token {A} --lr 1",
     "flag, equals": f"train.py --api-key={A}",
     "leading dash": f"--token=-{A}",
+    "atlassian": f"ATATT3{A}",
+    "discord": f"M{A[:23]}.G1aBcD.{A}",
+    "notion": f"ntn_{A}",
+    "grafana": f"glsa_{A}",
     "azure": f"AccountName=x;AccountKey={A}==;y",
 }
 BY_NAME = (

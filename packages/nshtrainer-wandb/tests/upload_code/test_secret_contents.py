@@ -49,11 +49,52 @@ def test_secret_is_found_in_any_encoding(encoding: str):
         "authors = ['a <a@b.c>']",
         'secret_key_name = "the name"',
         "AUTH_URL = 'https://auth.example.com/v1/oauth2'",
+        "forward_pass = 'activation_quantization_v2'",
+        'Url("https", "username:password", "host.example")',
+        'fields = ["login", "password", "encoding"]',
+        "def login(user: str, password: str) -> None: ...",
+        "parser.add_argument('--password', help='Your password for the server.')",
+        "raise ValueError('password must not be empty')",
+        "config = {'password': 'required', 'token': 'string'}",
+        "getpass.getpass('Password: ')",
+        "password = args.password or prompt",
+        "curl -u $USER:$TOKEN https://x.org",
+        "curl -H 'Authorization: Bearer $TOKEN' https://x.org",
+        "headers = {'Authorization': f'Bearer {token}'}",
+        "mysql -u root -p db",
+        "# password: see the wiki",
+        "sk_learn_model_test_accuracy = 'sk-learn-random-forest'",
+        "data_test_a1b2c3 = 'train_test_split_2024'",
+        "as-of-2024 ak-47 SK-8",
     ],
 )  # fmt: skip
 def test_code_that_talks_of_secrets_holds_none(code: str):
     """Names, placeholders and look-ups alone keep no source file back."""
     assert find_secret(code.encode()) is None
+
+
+@pytest.mark.parametrize(
+    "line", ["password: swordfish", "db:\n  password: hunter-two  # mine", "DB_PASS=EfxTFcBeUlAc"]
+)
+def test_what_is_a_name_in_code_is_a_password_in_settings(line: str):
+    """YAML, INI and `.env` files have no quotes around values."""
+    assert find_secret(line.encode(), path="conf/db.yaml") is not None
+    assert find_secret(line.encode(), path="src/db.py") is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "password: null",
+        "password: ${oc.env:PW}",
+        "password_file: /run/x",
+        "password: $PW",
+        "pass: 3",
+    ],
+)
+def test_settings_that_only_refer_to_a_password_hold_none(line: str):
+    """Interpolations, paths and empty values."""
+    assert find_secret(line.encode(), path="conf/db.yaml") is None
 
 
 def test_value_of_a_secret_environment_variable_is_found():

@@ -131,7 +131,7 @@ def collect(
         except FileRefusedError as error:
             selection.left_out[path] = str(error)
             continue
-        if (secret := find_secret(content, known_secrets)) is not None:
+        if (secret := find_secret(content, known_secrets, path=path)) is not None:
             selection.leave_out_secret(path, f"it holds {secret}")
         else:
             selection.files[path] = len(content)

@@ -22,6 +22,12 @@ _NAMES: Final = (
     "tokens.json", "*_token.txt", "*-token.txt", "api_key*", "api-key*", "apikey*", "*_api_key.*",
     "*.apikey", "passwords.*", "password.*", "passwd", "kubeconfig*", "*.kubeconfig", "*.tfstate",
     "*.tfstate.backup", "*.tfvars", "kaggle.json", "*.pgpass", "adminsdk*.json", "*-adminsdk-*.json",
+    "*-credentials", "*_credentials", ".*credentials", "*.secret", "*.secrets", "*.token", "*.pass",
+    "*.cred", "*.creds", "*.passwd", "*.psk", "*.pkcs12", "*.pkcs8", "*.keychain", "*.keychain-db",
+    "*.kdb", "*.psafe3", "*.agilekeychain", "cookies.txt", "cookies.sqlite", "logins.json", "key?.db",
+    ".*_history", ".dockerconfigjson", ".terraformrc", "terraform.rc", ".modal.toml", "clearml.conf",
+    ".clearml.conf", ".comet.config", ".msmtprc", ".esmtprc", ".fetchmailrc", ".ftpconfig",
+    "sftp-config.json", "sftp.json", "wp-config.php",
 )
 # fmt: on
 _HARMLESS: Final = (".env.example", ".env.sample", ".env.template", ".env.dist")
