@@ -79,6 +79,7 @@ class Comparison:
         samplers: Competitor -> how it is measured; the baseline is one of them.
         limits: Competitor -> the ratio it must not exceed; those without one are only reported.
         unit: Of the samples: seconds, or bytes of memory in their place.
+        times_rounds: How many times as many rounds are taken, where one is short.
     """
 
     case: str
@@ -86,6 +87,7 @@ class Comparison:
     samplers: Mapping[str, Sampler]
     limits: Mapping[str, float] = field(default_factory=dict[str, float])
     unit: Literal["s", "B"] = "s"
+    times_rounds: int = 1
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,8 @@ def compare(comparison: Comparison, settings: Settings) -> dict[str, Ratio]:
     """
     found: dict[str, Ratio] = {}
     for attempt in range(1, settings.attempts + 1):
-        taken = take_rounds(comparison.samplers, rounds=settings.rounds, warmups=settings.warmups)
+        rounds = settings.rounds if settings.is_quick else settings.rounds * comparison.times_rounds
+        taken = take_rounds(comparison.samplers, rounds=rounds, warmups=settings.warmups)
         baseline = taken.pop(comparison.baseline)
         for name, samples in taken.items():
             if name not in found or not found[name].is_steady:

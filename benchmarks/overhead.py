@@ -7,22 +7,23 @@ from typing import TYPE_CHECKING
 
 from .method import Comparison, Sample, Sampler, Settings
 from .registry import benchmark
+from .turns import StepTimes, mean_of, taking_turns
 
 __all__ = ["mean_step"]
 
 if TYPE_CHECKING:
     from .workloads import MakeTrainer
 
-_STEPS, _QUICK_STEPS = 250, 12
+_TURN, _QUICK_TURN = 50, 12
+"""Steps between two of which are logged, so each turn has one of those."""
+_COPIES, _ROUNDS = 2, 5
 _DYNAMICS, _EVERYTHING, _EVERY_STEP, _WANDB = 1.03, 1.05, 1.3, 1.02
 _FIRST = 0.2  # of the steps: the optimizer's state and every callback's are made in these
 
 
 @benchmark("overhead", "a whole training step with our callbacks, against plain Lightning")
 def overhead(settings: Settings) -> Iterator[Comparison]:
-    """One epoch a sample, on one thread; batch 64, AdamW, metrics logged every 50 steps."""
-    import torch
-
+    """Turns of 50 steps, each trainer in processes of its own; one thread, batch 64, AdamW."""
     from .workloads import (
         DYNAMICS,
         EVERY_STEP,
@@ -35,58 +36,51 @@ def overhead(settings: Settings) -> Iterator[Comparison]:
     )  # fmt: skip
 
     limits = {DYNAMICS: _DYNAMICS, EVERYTHING: _EVERYTHING, EVERY_STEP: _EVERY_STEP}
-
-    threads, steps = torch.get_num_threads(), _QUICK_STEPS if settings.is_quick else _STEPS
-    torch.set_num_threads(1)
-    try:
-        for net in NETS:
-            trainers = STEPS if "deep" in net else TRAINERS
+    steps, copies = (_QUICK_TURN, 1) if settings.is_quick else (_TURN, _COPIES)
+    for net in NETS:
+        trainers = STEPS if "deep" in net else TRAINERS
+        with taking_turns(trainers, net, steps=steps, copies=copies) as samplers:
             yield Comparison(
                 case=f"{net}: a step",
                 baseline=next(iter(trainers)),
-                samplers={name: mean_step(make, net, steps) for name, make in trainers.items()},
+                samplers=samplers,
                 limits=limits if "deep" in net else {},
+                times_rounds=_ROUNDS,
             )
-            if settings.is_quick and "deep" in net:
-                continue  # seen to run on the other net; each run of W&B takes seconds
+        if settings.is_quick and "deep" in net:
+            continue  # seen to run on the other net; each run of W&B takes seconds
+        with taking_turns(
+            WITH_WANDB, net, steps=steps, copies=copies, weigh=_with_record
+        ) as samplers:
             yield Comparison(
                 case=f"{net}: a step, with W&B",
                 baseline=next(iter(WITH_WANDB)),
-                samplers={n: _watched_step(make, net, steps) for n, make in WITH_WANDB.items()},
+                samplers=samplers,
                 limits={WANDB: _WANDB},
+                times_rounds=_ROUNDS,
             )
-    finally:
-        torch.set_num_threads(threads)
+
+
+def _with_record(first: StepTimes, turn: StepTimes) -> Sample:
+    """The mean step where one in 1000 makes a record: that of the first turn weighs as much."""
+    from .workloads import STEPS_TO_RECORD, WATCH_EVERY
+
+    # The times begin with the second step.
+    record, usual = first[STEPS_TO_RECORD - 2], mean_of(first[STEPS_TO_RECORD - 1 :])
+    mean, share = mean_of(turn), 1 / WATCH_EVERY
+    return Sample(
+        mean.wall + (record.wall - usual.wall) * share, mean.cpu + (record.cpu - usual.cpu) * share
+    )
 
 
 def mean_step(make: MakeTrainer, net: str, steps: int) -> Sampler:
-    """Whole runs of *steps* steps; a sample is the mean step of one, without its first fifth."""
+    """Whole runs of *steps* steps in this process; a sample is the mean step without the first fifth."""
 
     def sample() -> Sample:
         ends = _ends_of_steps(make, net, steps)
-        return _mean(ends[int(_FIRST * steps)], ends[-1], len(ends) - 1 - int(_FIRST * steps))
-
-    return sample
-
-
-def _watched_step(make: MakeTrainer, net: str, steps: int) -> Sampler:
-    """The mean step where one in 1000 makes a record: that one is measured, and weighs as much.
-
-    Steps on which W&B writes what it was given come after it, and weigh like all others.
-    """
-
-    def sample() -> Sample:
-        from .workloads import STEPS_TO_RECORD, WATCH_EVERY
-
-        ends = _ends_of_steps(make, net, steps)
-        before, record = ends[STEPS_TO_RECORD - 2], ends[STEPS_TO_RECORD - 1]
-        usual = _mean(record, ends[-1], steps - STEPS_TO_RECORD)
-        extra = _mean(before, record, 1)
-        share = 1 / WATCH_EVERY
-        return Sample(
-            usual.wall + (extra.wall - usual.wall) * share,
-            usual.cpu + (extra.cpu - usual.cpu) * share,
-        )
+        first, last = ends[int(_FIRST * steps)], ends[-1]
+        count = len(ends) - 1 - int(_FIRST * steps)
+        return Sample((last.wall - first.wall) / count, (last.cpu - first.cpu) / count)
 
     return sample
 
@@ -106,7 +100,3 @@ def _ends_of_steps(make: MakeTrainer, net: str, steps: int) -> list[Sample]:
     if trainer.global_step != steps or len(stamps.ends) != steps:
         raise RuntimeError(f"{trainer.global_step} of {steps} steps were taken")
     return stamps.ends
-
-
-def _mean(first: Sample, last: Sample, steps: int) -> Sample:
-    return Sample((last.wall - first.wall) / steps, (last.cpu - first.cpu) / steps)
