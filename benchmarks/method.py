@@ -1,7 +1,8 @@
 """How two things are compared: interleaved rounds, the median of their ratios, and a spread.
 
 All competitors take turns in one process (A B C, then B C A, ...), so that what drifts on the
-machine drifts for all of them. A sample is the mean of the calls that fill 50 ms, or one whole run.
+machine drifts for all of them. A sample is the mean of the calls that fill 50 ms, one whole run, or a
+turn of a training that goes on in another process.
 The value is the median of the per-round ratios; the spread is half the interquartile range over that
 median. A spread above 20 % is no verdict: it is measured again, at most three times in all.
 """
@@ -25,6 +26,7 @@ __all__ = [
     "Settings",
     "compare",
     "filling",
+    "mean_of",
     "ratio_of",
     "take_rounds",
 ]
@@ -79,7 +81,8 @@ class Comparison:
         samplers: Competitor -> how it is measured; the baseline is one of them.
         limits: Competitor -> the ratio it must not exceed; those without one are only reported.
         unit: Of the samples: seconds, or bytes of memory in their place.
-        times_rounds: How many times as many rounds are taken, where one is short.
+        turns: How often each competitor has its turn in a round, for a sample that is their mean.
+        times_rounds: How many times as many rounds are taken.
     """
 
     case: str
@@ -87,6 +90,7 @@ class Comparison:
     samplers: Mapping[str, Sampler]
     limits: Mapping[str, float] = field(default_factory=dict[str, float])
     unit: Literal["s", "B"] = "s"
+    turns: int = 1
     times_rounds: int = 1
 
 
@@ -145,22 +149,32 @@ def filling(
 
 
 def take_rounds(
-    samplers: Mapping[str, Sampler], *, rounds: int, warmups: int
+    samplers: Mapping[str, Sampler], *, rounds: int, warmups: int, turns: int = 1
 ) -> dict[str, list[Sample]]:
     """Samples of each competitor, one a round, after *warmups* rounds that are thrown away.
 
-    Each round starts with the next competitor; garbage is collected between rounds, never in one.
+    Each round, and each turn of one, starts with the next competitor; garbage is collected between
+    rounds, never in one.
     """
     names = list(samplers)
     taken: dict[str, list[Sample]] = {name: [] for name in names}
     for number in range(warmups + rounds):
-        first = number % len(names)
+        found: dict[str, list[Sample]] = {name: [] for name in names}
         with _no_collection():
-            found = {name: samplers[name]() for name in names[first:] + names[:first]}
+            for turn in range(number, number + turns):
+                first = turn % len(names)
+                for name in names[first:] + names[:first]:
+                    found[name].append(samplers[name]())
         if number >= warmups:
             for name in names:
-                taken[name].append(found[name])
+                taken[name].append(mean_of(found[name]))
     return taken
+
+
+def mean_of(samples: list[Sample]) -> Sample:
+    """The mean of wall and of CPU time."""
+    count = len(samples)
+    return Sample(sum(s.wall for s in samples) / count, sum(s.cpu for s in samples) / count)
 
 
 @contextmanager
@@ -209,7 +223,10 @@ def compare(comparison: Comparison, settings: Settings) -> dict[str, Ratio]:
     found: dict[str, Ratio] = {}
     for attempt in range(1, settings.attempts + 1):
         rounds = settings.rounds if settings.is_quick else settings.rounds * comparison.times_rounds
-        taken = take_rounds(comparison.samplers, rounds=rounds, warmups=settings.warmups)
+        turns = 1 if settings.is_quick else comparison.turns
+        taken = take_rounds(
+            comparison.samplers, rounds=rounds, warmups=settings.warmups, turns=turns
+        )
         baseline = taken.pop(comparison.baseline)
         for name, samples in taken.items():
             if name not in found or not found[name].is_steady:

@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from .method import Comparison, Sample, Sampler, Settings
+from .method import Comparison, Sample, Sampler, Settings, mean_of
 from .registry import benchmark
-from .turns import StepTimes, mean_of, taking_turns
+from .turns import StepTimes, taking_turns
 
 __all__ = ["mean_step"]
 
 if TYPE_CHECKING:
     from .workloads import MakeTrainer
 
-_TURN, _QUICK_TURN = 50, 12
-"""Steps between two of which are logged, so each turn has one of those."""
-_COPIES, _ROUNDS = 2, 5
+_FIRST_TURN, _QUICK_FIRST_TURN, _TURN, _COPIES = 50, 12, 5, 2
+_TURNS, _TIMES_ROUNDS = 20, 2
+"""A round is 50 steps of each process, one of which is logged."""
 _DYNAMICS, _EVERYTHING, _EVERY_STEP, _WANDB = 1.03, 1.05, 1.3, 1.02
 _FIRST = 0.2  # of the steps: the optimizer's state and every callback's are made in these
 
 
 @benchmark("overhead", "a whole training step with our callbacks, against plain Lightning")
 def overhead(settings: Settings) -> Iterator[Comparison]:
-    """Turns of 50 steps, each trainer in processes of its own; one thread, batch 64, AdamW."""
+    """Turns of 5 steps, each trainer in processes of its own; one thread, batch 64, AdamW."""
     from .workloads import (
         DYNAMICS,
         EVERY_STEP,
@@ -36,28 +36,29 @@ def overhead(settings: Settings) -> Iterator[Comparison]:
     )  # fmt: skip
 
     limits = {DYNAMICS: _DYNAMICS, EVERYTHING: _EVERYTHING, EVERY_STEP: _EVERY_STEP}
-    steps, copies = (_QUICK_TURN, 1) if settings.is_quick else (_TURN, _COPIES)
+    first, copies = (_QUICK_FIRST_TURN, 1) if settings.is_quick else (_FIRST_TURN, _COPIES)
+    turns: dict[str, int] = {"first": first, "steps": _TURN, "copies": copies}
     for net in NETS:
         trainers = STEPS if "deep" in net else TRAINERS
-        with taking_turns(trainers, net, steps=steps, copies=copies) as samplers:
+        with taking_turns(trainers, net, **turns) as samplers:
             yield Comparison(
                 case=f"{net}: a step",
                 baseline=next(iter(trainers)),
                 samplers=samplers,
                 limits=limits if "deep" in net else {},
-                times_rounds=_ROUNDS,
+                turns=_TURNS,
+                times_rounds=_TIMES_ROUNDS,
             )
         if settings.is_quick and "deep" in net:
             continue  # seen to run on the other net; each run of W&B takes seconds
-        with taking_turns(
-            WITH_WANDB, net, steps=steps, copies=copies, weigh=_with_record
-        ) as samplers:
+        with taking_turns(WITH_WANDB, net, **turns, weigh=_with_record) as samplers:
             yield Comparison(
                 case=f"{net}: a step, with W&B",
                 baseline=next(iter(WITH_WANDB)),
                 samplers=samplers,
                 limits={WANDB: _WANDB},
-                times_rounds=_ROUNDS,
+                turns=_TURNS,
+                times_rounds=_TIMES_ROUNDS,
             )
 
 

@@ -19,12 +19,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .method import Sample, Sampler
+from .method import Sample, Sampler, mean_of
 
 if TYPE_CHECKING:
     from .workloads import MakeTrainer
 
-__all__ = ["StepTimes", "mean_of", "taking_turns"]
+__all__ = ["StepTimes", "taking_turns"]
 
 _ANSWER_S = 300
 _ENDLESS = 1 << 30
@@ -35,17 +35,12 @@ StepTimes = list[Sample]
 Weigh = Callable[[StepTimes, StepTimes], Sample]
 
 
-def mean_of(steps: StepTimes) -> Sample:
-    """The mean step."""
-    walls, cpus = [s.wall for s in steps], [s.cpu for s in steps]
-    return Sample(sum(walls) / len(steps), sum(cpus) / len(steps))
-
-
 @contextlib.contextmanager
 def taking_turns(
     trainers: Mapping[str, MakeTrainer],
     net: str,
     *,
+    first: int,
     steps: int,
     copies: int,
     weigh: Weigh | None = None,
@@ -55,10 +50,11 @@ def taking_turns(
     Args:
         trainers: Functions at the top of a module, since other processes call them.
         net: One of `workloads.NETS`.
-        steps: Of a turn; a sample is one turn of one process.
+        first: Steps of the first turn of each process, which is no sample.
+        steps: Of the other turns; a sample is one turn of one process.
         copies: Processes of each trainer; they are asked one after the other.
-        weigh: Makes a sample of a turn; gets the steps of the process's first turn, which is no sample,
-            beside it. None takes the mean step of the turn.
+        weigh: Makes a sample of a turn; gets the steps of the process's first turn beside it. None takes
+            the mean step of the turn.
 
     Yields:
         Trainer -> its sampler. All processes end with the block.
@@ -72,7 +68,7 @@ def taking_turns(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         started: dict[str, list[_Training]] = {name: [] for name in trainers}
         for number, (_, name) in enumerate(itertools.product(range(copies), trainers)):
-            training = _Training(context, trainers[name], net, folder / str(number), steps)
+            training = _Training(context, trainers[name], net, folder / str(number), (first, steps))
             stack.callback(training.end)
             started[name].append(training)
         yield {name: _sampler(copies, weigh) for name, copies in started.items()}
@@ -93,7 +89,12 @@ class _Training:
     """A process that trains, and stands still before each turn."""
 
     def __init__(
-        self, context: ForkServerContext, make: MakeTrainer, net: str, folder: Path, steps: int
+        self,
+        context: ForkServerContext,
+        make: MakeTrainer,
+        net: str,
+        folder: Path,
+        steps: tuple[int, int],
     ) -> None:
         folder.mkdir()
         self._connection, theirs = context.Pipe()
@@ -124,17 +125,22 @@ class _Training:
         raise RuntimeError("a training ended or stands still; its output says more")
 
 
-def _train(make: MakeTrainer, net: str, folder: Path, steps: int, connection: Connection) -> None:
-    """Train until killed, *steps* steps for each message that comes."""
+def _train(
+    make: MakeTrainer, net: str, folder: Path, steps: tuple[int, int], connection: Connection
+) -> None:
+    """Train until killed; the first turn, and those that follow for each message, have *steps* steps."""
     import torch
     from lightning import seed_everything
 
     from .workloads import NETS, Stamps, loader, quiet
 
     class Turns(Stamps):
+        wanted = steps[0]
+
         def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
             super().on_train_batch_end(*args, **kwargs)
-            if len(self.ends) > steps:
+            if len(self.ends) > self.wanted:
+                self.wanted = steps[1]
                 stamps, self.ends = self.ends, []
                 connection.send([_between(a, b) for a, b in itertools.pairwise(stamps)])
                 connection.recv()

@@ -17,13 +17,14 @@ from nshtrainer import TrainerConfig
 from nshtrainer.plugins.catalogue import CALLBACKS, LOGGERS
 
 if TYPE_CHECKING:
-    from benchmarks import every_family, method, rows
+    from benchmarks import every_family, method, rows, turns
 else:
     sys.path.insert(0, str(Path(__file__).parents[1]))
     try:
         method = importlib.import_module("benchmarks.method")
         rows = importlib.import_module("benchmarks.rows")
         every_family = importlib.import_module("benchmarks.every_family")
+        turns = importlib.import_module("benchmarks.turns")
     finally:
         sys.path.pop(0)
 
@@ -92,6 +93,28 @@ def test_the_spread_is_half_the_interquartile_range_over_the_median():
 
     assert ratio.spread == pytest.approx(1 / 3)
     assert not ratio.is_steady
+
+
+@pytest.mark.slow
+def test_training_that_fails_ends_the_benchmark():
+    """It is neither waited for nor taken for a fast one."""
+    with (
+        pytest.raises(RuntimeError, match="a training ended"),
+        turns.taking_turns(
+            {"makes no trainer": print}, "the demo's CNN", first=2, steps=2, copies=1
+        ),
+    ):
+        pass
+
+
+def test_turns_of_a_round_are_one_sample():
+    """Each turn starts with the next competitor, as each round does, and a sample is their mean."""
+    samplers = scripted({"a": [1.0, 3.0, 5.0, 7.0], "b": [2.0, 2.0, 2.0, 4.0]})
+
+    taken = method.take_rounds(samplers, rounds=2, warmups=0, turns=2)
+
+    assert [sample.wall for sample in taken["a"]] == [2.0, 6.0]
+    assert [sample.wall for sample in taken["b"]] == [2.0, 3.0]
 
 
 def test_one_round_has_no_spread():
