@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from .workloads import MakeTrainer
 
 _FIRST_TURN, _QUICK_FIRST_TURN, _TURN, _COPIES = 50, 12, 5, 2
-_TURNS, _TIMES_ROUNDS = 20, 2
+_TURNS_OF_A_COPY, _TIMES_ROUNDS = 10, 2
 """A round is 50 steps of each process, one of which is logged."""
+_WANDB_COPIES = 4  # for a bar that is as low as what two processes differ by
 _DYNAMICS, _EVERYTHING, _EVERY_STEP, _WANDB = 1.03, 1.05, 1.3, 1.02
 _FIRST = 0.2  # of the steps: the optimizer's state and every callback's are made in these
 
@@ -30,6 +31,7 @@ def overhead(settings: Settings) -> Iterator[Comparison]:
         EVERYTHING,
         NETS,
         STEPS,
+        STEPS_TO_RECORD,
         TRAINERS,
         WANDB,
         WITH_WANDB,
@@ -38,6 +40,9 @@ def overhead(settings: Settings) -> Iterator[Comparison]:
     limits = {DYNAMICS: _DYNAMICS, EVERYTHING: _EVERYTHING, EVERY_STEP: _EVERY_STEP}
     first, copies = (_QUICK_FIRST_TURN, 1) if settings.is_quick else (_FIRST_TURN, _COPIES)
     turns: dict[str, int] = {"first": first, "steps": _TURN, "copies": copies}
+    with_wandb = {**turns, "first": STEPS_TO_RECORD, "copies": _WANDB_COPIES}
+    if settings.is_quick:
+        with_wandb["copies"] = 1
     for net in NETS:
         trainers = STEPS if "deep" in net else TRAINERS
         with taking_turns(trainers, net, **turns) as samplers:
@@ -46,18 +51,18 @@ def overhead(settings: Settings) -> Iterator[Comparison]:
                 baseline=next(iter(trainers)),
                 samplers=samplers,
                 limits=limits if "deep" in net else {},
-                turns=_TURNS,
+                turns=copies * _TURNS_OF_A_COPY,
                 times_rounds=_TIMES_ROUNDS,
             )
         if settings.is_quick and "deep" in net:
             continue  # seen to run on the other net; each run of W&B takes seconds
-        with taking_turns(WITH_WANDB, net, **turns, weigh=_with_record) as samplers:
+        with taking_turns(WITH_WANDB, net, **with_wandb, weigh=_with_record) as samplers:
             yield Comparison(
                 case=f"{net}: a step, with W&B",
                 baseline=next(iter(WITH_WANDB)),
                 samplers=samplers,
                 limits={WANDB: _WANDB},
-                turns=_TURNS,
+                turns=with_wandb["copies"] * _TURNS_OF_A_COPY,
                 times_rounds=_TIMES_ROUNDS,
             )
 
@@ -67,7 +72,7 @@ def _with_record(first: StepTimes, turn: StepTimes) -> Sample:
     from .workloads import STEPS_TO_RECORD, WATCH_EVERY
 
     # The times begin with the second step.
-    record, usual = first[STEPS_TO_RECORD - 2], mean_of(first[STEPS_TO_RECORD - 1 :])
+    record, usual = first[STEPS_TO_RECORD - 2], mean_of(first[STEPS_TO_RECORD // 2 : -1])
     mean, share = mean_of(turn), 1 / WATCH_EVERY
     return Sample(
         mean.wall + (record.wall - usual.wall) * share, mean.cpu + (record.cpu - usual.cpu) * share

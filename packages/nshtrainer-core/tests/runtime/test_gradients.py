@@ -17,6 +17,7 @@ from nshtrainer.runtime.gradients import (
     GradientRequest,
     StepOutcome,
 )
+from nshtrainer.runtime.optimizer_hooks import ObservedOptimizer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),  # one process is the point
@@ -458,3 +459,35 @@ def test_a_caught_exception_in_a_step_does_not_upset_the_next_ones():
 
     assert len(client.outcomes) == 6
     assert client.phases == ["transform", "decide", "observe", "outcome"] * 6
+
+
+class LeavesAfter(Client):
+    """Takes part in the first *count* batches, and in the last one again."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.count = count
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == self.count:
+            self.pipeline.unregister(self.name)
+        if batch_idx == trainer.num_training_batches - 1:
+            self.pipeline.register(self.name, observe=self.observe, outcome=self.outcome)
+
+
+def test_steps_without_a_client_cost_nothing_after_the_last_one_left(tmp_path, monkeypatch):
+    """Its hooks wait on the optimizer for the next client, and look at no parameter."""
+    looked = []
+    original = ObservedOptimizer.parameters
+    monkeypatch.setattr(
+        ObservedOptimizer, "parameters", lambda *args: looked.append(1) or original(*args)
+    )
+    client = LeavesAfter(2)
+
+    Trainer(
+        callbacks=[client], accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    ).fit(Module())  # fmt: skip
+
+    assert len(looked) == 3
+    assert len(client.outcomes) == 3

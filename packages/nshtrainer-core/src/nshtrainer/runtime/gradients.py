@@ -277,6 +277,9 @@ class GradientPipeline:
         if trainer is None:
             return
         if slot.step is None:
+            if not self.active:
+                slot.ran = False  # the last client has gone, and the hooks stay for the next one
+                return
             # A raw optimizer stepped past Lightning: weights have changed, so clients are told.
             step = self._new_step(trainer, trainer.lightning_module, slot)
             slot.ran = False

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from operator import attrgetter
 from types import TracebackType
 from typing import Any, Literal, cast
 
@@ -25,6 +26,11 @@ __all__ = ["WeightSwap", "WeightSwapError", "swap_weights"]
 log = logging.getLogger(__name__)
 
 _PLAIN = frozenset({Tensor, nn.Parameter})
+_dtype_of, _shape_of, _layout_of, _is_cpu, _is_leaf = map(
+    attrgetter, ("dtype", "shape", "layout", "is_cpu", "is_leaf")
+)
+_KIND = (_dtype_of, Tensor.get_device, _is_cpu)
+"""What reads of what kind a tensor is, with no object made for its device."""
 
 
 class WeightSwapError(NshTrainerError, RuntimeError):
@@ -133,15 +139,16 @@ class WeightSwap:
             )
         # Without its gathered parameters FSDP1 shows those of the shard, the ones to write to.
         _reshard(module)
-        pairs = _checked_pairs(params, values)
         with torch.inference_mode(mode=False), torch.no_grad():
-            storages = [_storage(param) for param, _ in pairs]
-            _check_storages(pairs, storages)
             try:
                 self._module, self._listed = module, list(params)
-                self._decide(pairs, storages, allow_pointer=allow_pointer)
+                if allow_pointer and _can_all_borrow(params, values):
+                    self._params, self._by_pointer = self._listed, [True] * len(params)
+                    self._originals = [param.data for param in params]
+                else:
+                    values = self._decide(params, values, allow_pointer=allow_pointer)
                 self._active = True
-                self._put_in([value for _, value in pairs])
+                self._put_in(values)
             except BaseException:  # out of memory for the backup, say
                 self.swap_out()
                 self._forget()
@@ -156,10 +163,14 @@ class WeightSwap:
             return
         with torch.inference_mode(mode=False), torch.no_grad():
             _reshard(self._module)
-            for param, original, by_pointer in zip(
-                self._params, self._originals, self._by_pointer, strict=True
-            ):
-                _bring_back(param, original, by_pointer=by_pointer)
+            if all(self._by_pointer) and _are_alike(_KIND, self._params, self._originals):
+                for param, original in zip(self._params, self._originals, strict=True):
+                    param.data = original
+            else:
+                for param, original, by_pointer in zip(
+                    self._params, self._originals, self._by_pointer, strict=True
+                ):
+                    _bring_back(param, original, by_pointer=by_pointer)
         self._forget()
 
     def __enter__(self) -> Self:
@@ -176,9 +187,15 @@ class WeightSwap:
         self.swap_out()
 
     def _decide(
-        self, pairs: list[tuple[Tensor, Tensor]], storages: list[int], *, allow_pointer: bool
-    ) -> None:
-        """Fill the lists of what is swapped how; the module is not touched yet."""
+        self, params: Sequence[Tensor], values: Sequence[Tensor], *, allow_pointer: bool
+    ) -> list[Tensor]:
+        """Fill the lists of what is swapped how, each tensor once, and return the values for them.
+
+        The module is not touched yet.
+        """
+        pairs = _checked_pairs(params, values)
+        storages = [_storage(param) for param, _ in pairs]
+        _check_storages(pairs, storages)
         holders = Counter(storages)
         reasons = [
             _why_copy(param, value, shares=holders[storage] > 1 and storage != 0)
@@ -193,11 +210,12 @@ class WeightSwap:
             param.detach() if reason is None else param.detach().clone()
             for param, reason in zip(self._params, reasons, strict=True)
         ]
+        return [value for _, value in pairs]
 
-    def _put_in(self, values: list[Tensor]) -> None:
+    def _put_in(self, values: Sequence[Tensor]) -> None:
         for param, value, by_pointer in zip(self._params, values, self._by_pointer, strict=True):
             if by_pointer:
-                param.data = value.detach()
+                param.data = value
             else:
                 _local(param).copy_(_local(value))
 
@@ -206,6 +224,37 @@ class WeightSwap:
         self._listed, self._params, self._originals, self._by_pointer = [], [], [], []
         self._reasons = Counter()
         self._module = None
+
+
+def _can_all_borrow(params: Sequence[Tensor], values: Sequence[Tensor]) -> bool:
+    """Whether nothing is to be refused and all go by pointer: the usual case, kept cheap.
+
+    What `_checked_pairs`, `_check_storages` and `_why_copy` look at, for all tensors at once: the loops
+    are those of `map`. False is no answer, and they are asked.
+    """
+    if len(params) != len(values) or len(set(map(id, params))) != len(params):
+        return False
+    both = (*params, *values)
+    if not _PLAIN.issuperset(map(type, both)) or set(map(_layout_of, both)) != {torch.strided}:
+        return False
+    if not _are_alike((*_KIND, _shape_of, Tensor.stride), params, values):
+        return False
+    if any(map(Tensor.is_inference, values)) or any(map(Tensor._is_view, params)):
+        return False
+    if not all(map(_is_leaf, params)) or any(getattr(p, "_fsdp_flattened", False) for p in params):
+        return False
+    ours = {param.untyped_storage().data_ptr() for param in params}
+    if 0 in ours or len(ours) != len(params):
+        return False
+    if not ours.isdisjoint([value.untyped_storage().data_ptr() for value in values]):
+        return False
+    return params[0].is_cpu or not torch.cuda.is_current_stream_capturing()
+
+
+def _are_alike(
+    readers: Iterable[Callable[[Any], Any]], ours: Sequence[Tensor], theirs: Sequence[Tensor]
+) -> bool:
+    return all(list(map(read, ours)) == list(map(read, theirs)) for read in readers)
 
 
 def _checked_pairs(
