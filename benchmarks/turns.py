@@ -14,10 +14,10 @@ import os
 import tempfile
 from collections.abc import Callable, Generator, Mapping
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .method import Sample, Sampler, mean_of
 
@@ -62,7 +62,8 @@ def taking_turns(
     Raises:
         RuntimeError: A training ended, or made no turn in 300 s.
     """
-    context = multiprocessing.get_context("forkserver")
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     context.set_forkserver_preload(["benchmarks.workloads"])
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -90,7 +91,7 @@ class _Training:
 
     def __init__(
         self,
-        context: ForkServerContext,
+        context: BaseContext,
         make: MakeTrainer,
         net: str,
         folder: Path,
@@ -98,7 +99,7 @@ class _Training:
     ) -> None:
         folder.mkdir()
         self._connection, theirs = context.Pipe()
-        self._process: BaseProcess = context.Process(
+        self._process: BaseProcess = cast("Any", context).Process(
             target=_train, args=(make, net, folder, steps, theirs), daemon=False
         )
         self._process.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -149,25 +150,25 @@ _TOKENS: Final[Mapping[str, Mapping[str, str]]] = {
 # fmt: on
 """Kind -> what any such token has in it, for a quick look, and its form."""
 
-_FORMS: Final = tuple(
-    (kind, mark, re.compile(form))
-    for kind, forms in _TOKENS.items()
-    for mark, form in forms.items()
-)
-
 
 def find_token(text: str) -> str | None:
     """Return which kind of token *text* holds, `"GitHub token"` say, told by its form; None for none."""
-    return next((kind for kind, form in _present(text) if form.search(text)), None)
+    return next((kind for kind, form in _possible(text) if form.search(text)), None)
 
 
 def replace_tokens(text: str, replacement: str) -> str:
     """Return *text* with *replacement* in the place of each token."""
-    for _, form in _present(text):
+    for _, form in _possible(text):
         text = form.sub(lambda _: replacement, text)
     return text
 
 
-def _present(text: str) -> Iterator[tuple[str, re.Pattern[str]]]:
-    """Those forms that *text* could hold: most texts hold none of the marks."""
-    return ((kind, form) for kind, mark, form in _FORMS if mark in text)
+def _possible(text: str) -> Iterator[tuple[str, re.Pattern[str]]]:
+    """Those forms that *text* could hold: most texts hold hardly any of the marks."""
+    for kind, forms in _TOKENS.items():
+        for mark, form in forms.items():
+            if mark in text:
+                yield kind, _compiled(form)
+
+
+_compiled = functools.cache(re.compile)  # when it is first needed: there are a hundred of them
