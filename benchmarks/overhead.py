@@ -40,9 +40,8 @@ def overhead(settings: Settings) -> Iterator[Comparison]:
     limits = {DYNAMICS: _DYNAMICS, EVERYTHING: _EVERYTHING, EVERY_STEP: _EVERY_STEP}
     first, copies = (_QUICK_FIRST_TURN, 1) if settings.is_quick else (_FIRST_TURN, _COPIES)
     turns: dict[str, int] = {"first": first, "steps": _TURN, "copies": copies}
-    with_wandb = {**turns, "first": STEPS_TO_RECORD, "copies": _WANDB_COPIES}
-    if settings.is_quick:
-        with_wandb["copies"] = 1
+    wandb_copies = 1 if settings.is_quick else _WANDB_COPIES
+    with_wandb = {**turns, "first": STEPS_TO_RECORD, "copies": wandb_copies}
     for net in NETS:
         trainers = STEPS if "deep" in net else TRAINERS
         with taking_turns(trainers, net, **turns) as samplers:
@@ -62,7 +61,7 @@ def overhead(settings: Settings) -> Iterator[Comparison]:
                 baseline=next(iter(WITH_WANDB)),
                 samplers=samplers,
                 limits={WANDB: _WANDB},
-                turns=with_wandb["copies"] * _TURNS_OF_A_COPY,
+                turns=wandb_copies * _TURNS_OF_A_COPY,
                 times_rounds=_TIMES_ROUNDS,
             )
 

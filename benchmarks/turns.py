@@ -19,6 +19,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from typing_extensions import override
+
 from .method import Sample, Sampler, mean_of
 
 if TYPE_CHECKING:
@@ -138,6 +140,7 @@ def _train(
     class Turns(Stamps):
         wanted = steps[0]
 
+        @override
         def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
             super().on_train_batch_end(*args, **kwargs)
             if len(self.ends) > self.wanted:

@@ -95,6 +95,8 @@ BY_CONTENT = {
     "comment": f"# old one: api_key = '{MARK}'",
     "commented out": f"# export MY_SERVICE_TOKEN={MARK}",
     "password of words": 'DB_PASSWORD = "correct horse battery"',
+    "password that ends as a sentence does": "password = 'Tr0ub4dor-2024!'",
+    "password made of that word": "db_password = 'MyPassw0rd123'",
     "short password": "passwd='hunter2'",
     "few digits": "API_TOKEN = 'kQvBeUlAcZpLxMwRt2YsN'",
     "value that begins like a placeholder": "redis://:a8MTTfhtpAWGTsiq@cache:6379",

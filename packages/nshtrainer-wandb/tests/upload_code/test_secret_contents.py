@@ -97,6 +97,15 @@ def test_settings_that_only_refer_to_a_password_hold_none(line: str):
     assert find_secret(line.encode(), path="conf/db.yaml") is None
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["curl -x http://a.b/c ", "password = get(a) ", "cookie: a=b; ", "key: a | ", "mysql db "],
+)
+def test_time_grows_with_the_size_of_a_line_and_not_with_its_square(line: str):
+    """A megabyte without line ends, as minified code has; the square would take hours."""
+    assert find_secret(line.encode() * (1_000_000 // len(line)), path="x.yaml") is None
+
+
 def test_value_of_a_secret_environment_variable_is_found():
     """It is secret whatever it looks like."""
     assert find_secret(b"login('hunter hunter')", ["hunter hunter"]) is not None

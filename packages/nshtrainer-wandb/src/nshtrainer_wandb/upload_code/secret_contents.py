@@ -51,9 +51,9 @@ _PASSWORD_HASH: Final = re.compile(
     r"\$(?:apr1|[156y]|2[abxy]|argon2(?:id|i|d)|scrypt|pbkdf2-sha\d+)\$[\w./$=,+-]{20,}"
 )
 _COMMAND: Final = re.compile(
-    r"\b(?:curl|wget|http)\b[^\n]*?\s(?:-u|--user|-a|--auth)[ =]?[\"']?[\w.@-]+:[^\s$\"'{<:]{4,}"
+    r"\b(?:curl|wget)\b[^\n]{0,300}?\s(?:-u|--user)[ =]?[\"']?[\w.@-]+:[^\s$\"'{<:]{4,}"
     r"|\bsshpass\s+-p\s*[\"']?[^\s$\"'{<]{4,}"
-    r"|\bmysql(?:dump|admin)?\b[^\n]*?\s(?:-p|--password=)(?![\"']?[${<])\S{4,}"
+    r"|\bmysql(?:dump|admin)?\b[^\n]{0,300}?\s(?:-p|--password=)(?![\"']?[${<])\S{4,}"
 )
 _JSON_WEB_KEY: Final = re.compile(r"\"(?:d|k)\"\s*:\s*\"[\w-]{32,}\"")
 _ONE_TIME: Final = re.compile(r"otpauth://[^\s\"']*secret=[A-Z2-7]{12,}", re.IGNORECASE)
@@ -65,7 +65,7 @@ _FORMS: Final = (
     ("the seed of one-time passwords", ("otpauth:",), _ONE_TIME),
     ("a login in a header", ("authorization",), _HEADER),
     ("a cookie", ("cookie",), _COOKIE),
-    ("a login on a command line", ("curl", "wget", "http ", "sshpass", "mysql"), _COMMAND),
+    ("a login on a command line", ("curl", "wget", "sshpass", "mysql"), _COMMAND),
     ("the hash of a password", ("$",), _PASSWORD_HASH),
     ("a Weights & Biases key", ("wandb",), _WANDB_KEY),
 )
@@ -75,7 +75,7 @@ _FORMS: Final = (
 _NAME: Final = r"(?<![\w.-])([A-Za-z_][\w.-]{1,80})"
 # `name = "value"`, `"name": 'value'`, `name: str = "value"`, `setdefault("name", "value")` ...
 _QUOTED: Final = re.compile(
-    _NAME + r"(?=[\"']?\]?\s*(?::\s*[\w| ]+\s*)?(:|=>?|,)\s*[rbu]?"
+    _NAME + r"(?=[\"']?\]?\s*(?::[\w| \t]{1,60})?(:|=>?|,)\s*[rbu]?"
     r"(\"[^\"\n]{4,200}\"|'[^'\n]{4,200}'))"
 )
 _ELEMENT: Final = re.compile(r"<([A-Za-z_][\w.-]{1,80})>([^<\s]{4,200})</")
@@ -88,19 +88,10 @@ _BARE: Final = re.compile(
     re.MULTILINE,
 )
 _SETTING: Final = re.compile(
-    _NAME + r"(?=[ \t]*[:=][ \t]*([^\s\"'#]{4,200})[ \t]*(?:#.*)?\r?$)", re.MULTILINE
+    _NAME + r"(?=[ \t]*[:=][ \t]*([^\s\"'#]{4,200})[ \t]*(?:#.{0,200})?\r?$)", re.MULTILINE
 )
 # What a secret name has in it, in lower case.
-_HINTS: Final = (
-    "pass",
-    "pwd",
-    "secret",
-    "credential",
-    "token",
-    "key",
-    "auth",
-    "cookie",
-)
+_HINTS: Final = ("pass", "pwd", "secret", "credential", "token", "key", "auth", "cookie")
 _PASSWORD_NAME: Final = re.compile(
     r"(?:passw(?:or)?d|passphrase|passcode|pwd"  # and not `forward_pass`
     r"|(?:db|user|login|root|admin|sudo|ssh|ftp|smtp|mail|http|proxy|redis|mysql|pg|postgres|mongo)_?pass)s?\d*$",
@@ -115,55 +106,33 @@ _PLACEHOLDER: Final = re.compile(
     r"|plain|plaintext|secretstr|any|optional\[.*)$",
     re.IGNORECASE,
 )
+# Words to people; a password of words has none of these.
 _PROSE: Final = re.compile(
     r"\s(?:the|your|an?|is|are|must|please|for|of|or|and|to|not|no|with|in|if|from|as|by|be|was)\s"
     r"|passw|^(?:enter|please|invalid|wrong|the|your|missing|no)\s|[.?!:]$",
     re.IGNORECASE,
 )
 _MIN_DIGITS, _MIN_LETTERS = 3, 3
+# fmt: off
 _CODE: Final = (
-    *(
-        ".py",
-        ".pyi",
-        ".pyx",
-        ".ipynb",
-        ".js",
-        ".ts",
-        ".jsx",
-        ".tsx",
-        ".c",
-        ".h",
-        ".cc",
-        ".cpp",
-        ".hpp",
-    ),
-    *(
-        ".cu",
-        ".cuh",
-        ".java",
-        ".go",
-        ".rs",
-        ".jl",
-        ".r",
-        ".m",
-        ".lua",
-        ".rb",
-        ".php",
-        ".scala",
-        ".kt",
-    ),
-    *(".md", ".rst", ".tex", ".html", ".css"),
+    ".py", ".pyi", ".pyx", ".ipynb", ".js", ".ts", ".jsx", ".tsx", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu",
+    ".cuh", ".java", ".go", ".rs", ".jl", ".r", ".m", ".lua", ".rb", ".php", ".scala", ".kt", ".md", ".rst",
+    ".tex", ".html", ".css",
 )
+# fmt: on
 """Endings of files in which what stands without quotes is an expression, or prose."""
 
 
-def find_secret(content: bytes, known: Sequence[str] = (), *, path: str = "x.py") -> str | None:
+def find_secret(
+    content: bytes, known: Sequence[str] = (), *, path: str | None = None
+) -> str | None:
     """Return what secret *content* holds, in a few words; None if it seems to hold none.
 
     Args:
         content: A file, in UTF-8, UTF-16 or of any other kind.
         known: Texts that are secret whatever they look like.
-        path: Its name. In a file of settings `password: swordfish` is a secret, in code a name.
+        path: Its name; None is that of code. In a file of settings `password: swordfish` is a secret, in
+            code it is a name.
     """
     if any(text.encode() in content for text in known if text):
         return "the value of a secret environment variable"
@@ -176,7 +145,7 @@ def find_secret(content: bytes, known: Sequence[str] = (), *, path: str = "x.py"
             return what
     if any(not _PLACEHOLDER.search(m[1] or m[2]) for m in _URL_PASSWORD.finditer(text)):
         return "a password in a URL"
-    is_code = path.lower().endswith(_CODE)
+    is_code = path is None or path.lower().endswith(_CODE)
     lines = _telling_lines(text, lowered)
     names = (name for line in lines for name in _assigned(line, is_code=is_code))
     name = next(
@@ -235,7 +204,9 @@ def _assigned(text: str, *, is_code: bool) -> Iterator[str]:
 
 def _is_password(name: str, value: str) -> bool:
     """Whether *value* may be what people choose for a password, and *name* says that it is one."""
-    if not _PASSWORD_NAME.search(name) or _PLACEHOLDER.search(value) or _PROSE.search(value):
+    if not _PASSWORD_NAME.search(name) or _PLACEHOLDER.search(value):
+        return False
+    if " " in value and _PROSE.search(value):
         return False
     return len(value) >= 8 or (any(map(str.isdigit, value)) and any(map(str.isalpha, value)))
 
