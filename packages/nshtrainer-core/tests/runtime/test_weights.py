@@ -129,6 +129,26 @@ def test_channels_last_weights_of_equal_strides_go_by_pointer():
     assert_same(params, before)
 
 
+def test_view_of_a_tensor_that_is_not_swapped_is_copied():
+    """Whoever holds the whole of it, of which only a part is in the module, sees the weights."""
+    whole = torch.rand(6)
+    part, plain = whole[2:], nn.Parameter(torch.rand(3))
+    with swap_weights([part, plain], [torch.ones(4), torch.zeros(3)]) as swap:
+        assert swap.copy_reasons == {"shared storage": 1}
+        assert torch.equal(whole[2:], torch.ones(4))
+
+
+def test_sparse_buffer_is_copied():
+    """It has no strides that could be compared."""
+    buffer, plain = torch.eye(3).to_sparse(), nn.Parameter(torch.rand(3))
+    before = buffer.to_dense()
+    value = (2 * torch.eye(3)).to_sparse()
+    with swap_weights([buffer, plain], [value, torch.zeros(3)]) as swap:
+        assert swap.copy_reasons == {"layout": 1}
+        assert torch.equal(buffer.to_dense(), value.to_dense())
+    assert torch.equal(buffer.to_dense(), before)
+
+
 def test_different_parameters_in_one_storage_are_copied():
     """Views of one flat buffer stay views of it: whoever holds the buffer sees the weights."""
     flat = torch.rand(6)

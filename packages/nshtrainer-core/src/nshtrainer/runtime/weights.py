@@ -232,7 +232,7 @@ def _can_all_borrow(params: Sequence[Tensor], values: Sequence[Tensor]) -> bool:
     What `_checked_pairs`, `_check_storages` and `_why_copy` look at, for all tensors at once: the loops
     are those of `map`. False is no answer, and they are asked.
     """
-    if len(params) != len(values) or len(set(map(id, params))) != len(params):
+    if len(params) != len(values):
         return False
     both = (*params, *values)
     if not _PLAIN.issuperset(map(type, both)) or set(map(_layout_of, both)) != {torch.strided}:
@@ -244,7 +244,7 @@ def _can_all_borrow(params: Sequence[Tensor], values: Sequence[Tensor]) -> bool:
     if not all(map(_is_leaf, params)) or any(getattr(p, "_fsdp_flattened", False) for p in params):
         return False
     ours = {param.untyped_storage().data_ptr() for param in params}
-    if 0 in ours or len(ours) != len(params):
+    if 0 in ours or len(ours) != len(params):  # none, or one for several, or one tensor twice
         return False
     if not ours.isdisjoint([value.untyped_storage().data_ptr() for value in values]):
         return False
